@@ -1,0 +1,7 @@
+//! One Postgres database per signup, always on the latest migration.
+
+pub mod config;
+pub mod error;
+pub mod pg;
+pub mod tasks;
+pub mod tenant;
