@@ -1,0 +1,250 @@
+//! A database per tenant.
+//!
+//! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::Isolation;
+use crate::config;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
+use crate::plan::{Database, Desired, Observed, Step};
+use crate::registry::Registry;
+use crate::registry::claim::{Claim, Done};
+use crate::registry::hand_over::HandOver;
+use crate::tenant::{Marker, spare_name};
+
+/// How long a connection of ours may take to vanish from a database that is about to be renamed.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One tenant's database under work.
+#[derive(Debug)]
+pub struct DatabaseIsolation<'a> {
+    server: &'a Server,
+    registry: &'a Registry,
+    settings: &'a config::Tenant,
+    /// The connection to the tenant's database, from the look inside to the last step.
+    inside: Option<Session>,
+    /// The random name of the database in the making.
+    spare: Option<String>,
+}
+
+impl<'a> DatabaseIsolation<'a> {
+    /// Begins work on one tenant.
+    #[must_use]
+    pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant) -> Self {
+        DatabaseIsolation { server, registry, settings, inside: None, spare: None }
+    }
+
+    async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
+        if self.inside.is_none() {
+            let application_name = format!("tenantd:{}", claim.key);
+            let session = self.server.connect(Some(name), &application_name).await.map_err(|error| {
+                error.context(format!("connect to database {name:?}"))
+            })?;
+            self.inside = Some(session);
+        }
+        Ok(self.inside.as_mut().expect("connected above"))
+    }
+
+    async fn leave(&mut self) {
+        if let Some(session) = self.inside.take() {
+            session.close().await;
+        }
+    }
+
+    /// Makes the database: the random name is committed first, PUBLIC is shut out before the door opens.
+    async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        let spare = spare_name();
+        self.registry.announce_spare(claim, &spare).await?;
+        self.spare = Some(spare.clone());
+        let session = self.registry.session().await?;
+        admin::create_database(&session, &spare, desired.owner).await?;
+        session
+            .batch_execute(&format!(
+                "revoke connect, temporary on database {name} from public; alter database {name} with allow_connections true",
+                name = quote::identifier(&spare)
+            ))
+            .await
+            .doing(|| format!("shut PUBLIC out of database {spare:?}"))
+    }
+
+    /// Lets the roles that use the tenant work on what its owner makes, and on what it has made already.
+    async fn grant(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        let sql = grants(desired.owner, &self.settings.use_roles);
+        let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
+        let connect = connect_grants(&name, self.settings);
+        let session = self.session(claim, &name).await?;
+        session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
+        if self.spare.is_none() {
+            self.registry.mend_database(claim, &name, &connect).await?;
+        }
+        Ok(())
+    }
+
+    async fn migrate(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
+        let server = self.server;
+        let application_name = format!("tenantd:{}", claim.key);
+        let executor = Executor::new(desired.set, History::tenant(), &self.registry.worker)
+            .owner(self.settings.owner.as_deref())
+            .out_of_order(desired.out_of_order)
+            .protect_from(&self.settings.use_roles);
+        let session = self.session(claim, &name).await?;
+        executor.apply(session, async || server.connect(Some(&name), &application_name).await).await?;
+        Ok(())
+    }
+
+    async fn hand_over(&mut self, claim: &Claim, desired: &Desired<'_>, done: &Done) -> Result<()> {
+        self.leave().await;
+        let spare = self.spare.clone().expect("a plan hands over only what it made");
+        {
+            let session = self.registry.session().await?;
+            session
+                .batch_execute(&format!("alter database {} with allow_connections false", quote::identifier(&spare)))
+                .await
+                .doing(|| format!("close the database {spare:?}"))?;
+            wait_until_empty(&session, &spare).await?;
+        }
+        let connect: Vec<String> = self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
+        self.registry.hand_over(claim, HandOver { spare: &spare, name: desired.name, connect: &connect, done }).await?;
+        self.spare = None;
+        Ok(())
+    }
+
+    async fn drop_invalid(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        let aside = spare_name();
+        self.registry.set_aside(claim, desired.name, &aside).await?;
+        admin::drop_database(&*self.registry.session().await?, &aside).await?;
+        self.registry.forget_spare(&aside).await
+    }
+}
+
+impl Isolation for DatabaseIsolation<'_> {
+    async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
+        let marker = Marker::of(self.registry.id, &claim.key).to_string();
+        let database = admin::look(&*self.registry.session().await?, desired.name, &marker).await?;
+        let mut database = database.map(|seen| Database {
+            oid: seen.oid,
+            owner: seen.owner,
+            ours: seen.ours,
+            valid: seen.valid,
+            open: seen.open,
+            public: seen.public,
+            applied: None,
+        });
+        if let Some(seen) = &mut database
+            && seen.ours
+            && seen.valid
+            && seen.open
+            && claim.database_oid.is_none_or(|oid| oid == seen.oid)
+        {
+            let executor = Executor::new(desired.set, History::tenant(), &self.registry.worker);
+            let session = self.session(claim, desired.name).await?;
+            seen.applied = Some(executor.history(session).await?);
+        }
+        Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
+    }
+
+    async fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step, done: &Done) -> Result<()> {
+        let name = quote::identifier(desired.name);
+        match step {
+            Step::Make => self.make(claim, desired).await,
+            Step::Grant => self.grant(claim, desired).await,
+            Step::Migrate(_) => self.migrate(claim, desired).await,
+            Step::HandOver => self.hand_over(claim, desired, done).await,
+            Step::DropInvalid => self.drop_invalid(claim, desired).await,
+            Step::TakeBack => self.registry.take_back(claim, desired.name).await,
+            Step::Close => {
+                self.registry
+                    .mend_database(claim, desired.name, &format!("revoke connect, temporary on database {name} from public"))
+                    .await
+            }
+            Step::Own => {
+                let owner = quote::identifier(desired.owner);
+                self.registry.mend_database(claim, desired.name, &format!("alter database {name} owner to {owner}")).await
+            }
+            Step::Open => {
+                self.registry
+                    .mend_database(claim, desired.name, &format!("alter database {name} with allow_connections true"))
+                    .await
+            }
+        }
+    }
+
+    async fn give_up(&mut self) {
+        self.leave().await;
+        let Some(spare) = self.spare.take() else { return };
+        let dropped = async {
+            admin::drop_database(&*self.registry.session().await?, &spare).await?;
+            self.registry.forget_spare(&spare).await
+        };
+        if let Err(error) = dropped.await {
+            tracing::debug!(spare, error = error.chain(), "a half-made database stays until the next sweep");
+        }
+    }
+}
+
+/// What the roles of `tenant.use` get inside: on everything the owner will make, and on what is there already.
+fn grants(owner: &str, roles: &[String]) -> String {
+    if roles.is_empty() {
+        return String::new();
+    }
+    let owner = quote::identifier(owner);
+    let roles = roles.iter().map(|role| quote::identifier(role)).collect::<Vec<_>>().join(", ");
+    let quoted_roles = quote::literal(&roles);
+    format!(
+        "alter default privileges for role {owner} grant usage on schemas to {roles};
+         alter default privileges for role {owner} grant select, insert, update, delete on tables to {roles};
+         alter default privileges for role {owner} grant usage, select on sequences to {roles};
+         do $tenantd$
+         declare
+             space name;
+             roles constant text := {quoted_roles};
+         begin
+             for space in select nspname from pg_namespace
+                          where nspname !~ '^pg_' and nspname <> 'information_schema' and pg_has_role(nspowner, 'usage')
+             loop
+                 execute format('grant usage on schema %I to %s', space, roles);
+                 execute format('grant select, insert, update, delete on all tables in schema %I to %s', space, roles);
+                 execute format('grant usage, select on all sequences in schema %I to %s', space, roles);
+             end loop;
+             if to_regclass('public.tenantd_migration') is not null then
+                 execute format('revoke insert, update, delete, truncate on public.tenantd_migration from %s', roles);
+             end if;
+         end
+         $tenantd$;"
+    )
+}
+
+fn connect_grants(name: &str, settings: &config::Tenant) -> String {
+    let name = quote::identifier(name);
+    settings
+        .use_roles
+        .iter()
+        .chain(&settings.connect_roles)
+        .map(|role| format!("grant connect on database {name} to {};", quote::identifier(role)))
+        .collect()
+}
+
+/// RENAME looks for other sessions once and then sleeps a tenth of a second: waiting here until ours are gone is quicker.
+async fn wait_until_empty(client: &Client, name: &str) -> Result<()> {
+    let deadline = Instant::now() + LEAVE_TIMEOUT;
+    loop {
+        let there = client
+            .query_typed_opt("select from pg_stat_activity where datname = $1 limit 1", &[(&name, Type::TEXT)])
+            .await
+            .doing(|| format!("look for sessions in database {name:?}"))?;
+        if there.is_none() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(Kind::InUse, format!("somebody is connected to the database {name:?} in the making"))
+                .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

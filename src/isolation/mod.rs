@@ -1,0 +1,23 @@
+//! How tenants are kept apart. Registry, planner, executor, sweep and commands do not know which way.
+
+pub mod database;
+
+pub use database::DatabaseIsolation;
+
+use std::future::Future;
+
+use crate::error::Result;
+use crate::plan::{Desired, Observed, Step};
+use crate::registry::claim::{Claim, Done};
+
+/// One tenant under work: looked at, and changed step by step.
+pub trait Isolation: Send {
+    /// What the tenant is now. Nothing is changed.
+    fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> impl Future<Output = Result<Observed>> + Send;
+
+    /// Carries `step` out. `done` is what the tenant will have when it is handed over.
+    fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step, done: &Done) -> impl Future<Output = Result<()>> + Send;
+
+    /// Takes back what a failed attempt left half-made. Best effort: what stays is found by the next sweep.
+    fn give_up(&mut self) -> impl Future<Output = ()> + Send;
+}

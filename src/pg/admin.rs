@@ -1,0 +1,98 @@
+//! Databases as a whole: looking, making, dropping. What cannot be undone is only ever sent for a random name.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::{Doing, quote};
+use crate::error::{Error, Kind, Result};
+use crate::tenant::SPARE_PREFIX;
+
+/// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A database in the server's catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its oid.
+    pub oid: u32,
+    /// The role that owns it.
+    pub owner: String,
+    /// Whether its comment is the marker asked for.
+    pub ours: bool,
+    /// Whether it is whole: false after an interrupted CREATE or DROP.
+    pub valid: bool,
+    /// Whether it takes connections.
+    pub open: bool,
+    /// Whether PUBLIC may connect.
+    pub public: bool,
+}
+
+/// Looks for the database `name`; `None` when there is none.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Seen>> {
+    let doing = || format!("look for the database {name:?}");
+    let row = client
+        .query_typed_opt(
+            "select d.oid, pg_get_userbyid(d.datdba)::text as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
+                    has_database_privilege('public', d.oid, 'connect') as public,
+                    coalesce(shobj_description(d.oid, 'pg_database') = $2, false) as ours
+             from pg_database d where d.datname = $1",
+            &[(&name, Type::TEXT), (&marker, Type::TEXT)],
+        )
+        .await
+        .doing(doing)?;
+    let read = |row: &tokio_postgres::Row| -> std::result::Result<Seen, tokio_postgres::Error> {
+        Ok(Seen {
+            oid: row.try_get("oid")?,
+            owner: row.try_get("owner")?,
+            ours: row.try_get("ours")?,
+            valid: row.try_get("valid")?,
+            open: row.try_get("open")?,
+            public: row.try_get("public")?,
+        })
+    };
+    row.as_ref().map(read).transpose().doing(doing)
+}
+
+/// Makes the empty database `name` from template0 (template1 holds local junk and is often in use), closed to connections.
+///
+/// # Errors
+/// [`Kind::Rights`] without CREATEDB; [`Kind::DiskFull`]; [`Kind::InUse`] when the template was in use for too long.
+pub async fn create_database(client: &Client, name: &str, owner: &str) -> Result<()> {
+    let create = format!(
+        "create database {} owner {} template template0 allow_connections false",
+        quote::identifier(name),
+        quote::identifier(owner)
+    );
+    let limit = format!("set statement_timeout = {}", CREATE_TIMEOUT.as_millis());
+    // Sent one behind the other without waiting: CREATE DATABASE must be a message of its own.
+    let (limited, created, unlimited) = tokio::join!(
+        client.batch_execute(&limit),
+        client.batch_execute(&create),
+        client.batch_execute("set statement_timeout to default")
+    );
+    limited.and(created).and(unlimited).doing(|| format!("create database {name:?}")).map_err(|error| match error.kind() {
+        Kind::Rights => error.hint("as an administrator: alter role … createdb, and make it a member of tenant.owner"),
+        _ => error,
+    })
+}
+
+/// Drops the database `name` with whoever is in it, if it is there. Only ever called for a random name.
+///
+/// # Errors
+/// [`Kind::InUse`] when a prepared transaction or a replication slot holds it.
+pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
+    assert!(name.starts_with(SPARE_PREFIX), "DROP DATABASE is only sent for a random name, not for {name:?}");
+    client
+        .batch_execute(&format!("drop database if exists {} with (force)", quote::identifier(name)))
+        .await
+        .doing(|| format!("drop database {name:?}"))
+        .map_err(|error: Error| match error.kind() {
+            Kind::InUse => error.hint("a prepared transaction or a replication slot in it must end first"),
+            _ => error,
+        })
+}

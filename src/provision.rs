@@ -1,0 +1,265 @@
+//! Reconcile: bring one claimed tenant from what is observed to what is desired. The only way a tenant ever changes.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tracing::Instrument;
+
+use crate::config::Config;
+use crate::error::{Class, Error, Kind, Result};
+use crate::isolation::{DatabaseIsolation, Isolation};
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::plan::{Desired, Step, plan};
+use crate::registry::Registry;
+use crate::registry::claim::{Again, Claim, Done};
+use crate::registry::sets::Relations;
+use crate::retry::{Next, Schedule};
+use crate::tenant::{database_name, hex};
+
+/// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
+const LOOKS: usize = 4;
+
+/// Others come first after the server failed one tenant: it may be this tenant's database alone that the server refuses.
+const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
+
+/// After this time a CREATE DATABASE that outlived its daemon cannot still be running: it has a `statement_timeout` of a minute.
+const FORGET_SPARES_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// Everything a reconcile needs, the same for every tenant.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The server that the tenants' databases are on.
+    pub server: Server,
+    /// Where the truth is.
+    pub registry: Registry,
+    /// The settings in force.
+    pub config: Arc<Config>,
+    /// The migrations every tenant should have.
+    pub set: Arc<MigrationSet>,
+    /// How the set compares with those that tenants have.
+    pub relations: Relations,
+}
+
+/// How a reconcile ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The tenant is as it should be.
+    Ready {
+        /// Whether its database was made by this reconcile.
+        made: bool,
+        /// Which migrations ran.
+        migrated: Vec<i64>,
+    },
+    /// The tenant's own failure, recorded with it.
+    Failed {
+        /// Why.
+        error: Error,
+        /// Whether it is out of tries.
+        parked: bool,
+    },
+    /// Nothing was recorded: the lease went to somebody else, or the tenant is newer than we are.
+    Left(Error),
+    /// The server's failure: no tenant is to blame, and every other would meet it too.
+    Server(Error),
+}
+
+/// A failure, and the step it happened at.
+struct Failure {
+    error: Error,
+    step: &'static str,
+}
+
+impl Context {
+    /// The role that owns every tenant.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        self.config.tenant.owner.as_deref().unwrap_or_else(|| self.config.main.user())
+    }
+
+    /// The fingerprint of owner and grants: when a setting of them changes, every tenant is behind.
+    #[must_use]
+    pub fn access(&self) -> String {
+        let as_set = |roles: &[String]| roles.iter().cloned().collect::<BTreeSet<_>>();
+        let text = format!("{:?}", (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles)));
+        hex(&Sha256::digest(text.as_bytes()))
+    }
+
+    fn schedule(&self) -> Schedule {
+        let retry = &self.config.retry;
+        Schedule { first: retry.first, max: retry.max, attempts: retry.attempts }
+    }
+}
+
+/// Brings the claimed tenant to what is desired, and records how it ended.
+///
+/// # Flow
+/// Observe, plan, apply each step, until the plan is empty; then record. The lease is renewed as long as this runs.
+///
+/// # Guarantees
+/// Every write names the claim's attempt: after the lease is lost nothing is written and no step begins. A crash between any two steps
+/// leaves a state that the next reconcile of the tenant goes on from; the real name never shows a half-made database.
+///
+/// # Assumptions
+/// The claim was taken by this process just now.
+///
+/// # Caveats
+/// Dropping the future stops no statement that the server runs already.
+pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
+    let span = tracing::info_span!("reconcile", key = claim.key, attempt = claim.attempt);
+    let until = Mutex::new(claim.until);
+    async {
+        let worked = tokio::select! {
+            worked = work(context, claim.clone(), &until) => worked,
+            error = keep_lease(&context.registry, &claim, &until) => Err(Failure { error, step: "renew" }),
+        };
+        match worked {
+            Ok(outcome) => outcome,
+            Err(failure) => fail(context, &claim, failure).await,
+        }
+    }
+    .instrument(span)
+    .await
+}
+
+async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {
+    let at = |step: &'static str| move |error: Error| Failure { error, step };
+    let name = database_name(&context.config.tenant.prefix, &claim.key).map_err(at("name"))?;
+    if claim.name.as_deref() != Some(&name) {
+        context.registry.give_name(&claim, &name).await.map_err(at("name"))?;
+        claim.name = Some(name.clone());
+    }
+    let access = context.access();
+    let desired = Desired {
+        name: &name,
+        owner: context.owner(),
+        access: &access,
+        set: &context.set,
+        out_of_order: context.config.tenant.out_of_order,
+    };
+    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant);
+    let result = approach(context, &mut isolation, &mut claim, &desired, until).await;
+    if result.is_err() {
+        isolation.give_up().await;
+    }
+    result
+}
+
+/// Observe, plan, apply, until nothing is left to do.
+async fn approach(
+    context: &Context,
+    isolation: &mut impl Isolation,
+    claim: &mut Claim,
+    desired: &Desired<'_>,
+    until: &Mutex<Instant>,
+) -> std::result::Result<Outcome, Failure> {
+    let at = |step: &'static str| move |error: Error| Failure { error, step };
+    let mut migrated = Vec::new();
+    for _ in 0..LOOKS {
+        let observed = isolation.observe(claim, desired).await.map_err(at("observe"))?;
+        let steps = plan(desired, &observed).map_err(at("plan"))?;
+        let done = Done {
+            version: Some(desired.set.newest_version()),
+            migration_set: desired.set.id(),
+            access: desired.access.to_owned(),
+            migrated: !migrated.is_empty(),
+        };
+        if steps.is_empty() {
+            context.registry.record_done(claim, &done).await.map_err(at("record"))?;
+            return Ok(Outcome::Ready { made: false, migrated });
+        }
+        for step in &steps {
+            still_leased(claim, until).map_err(at(step.word()))?;
+            let span = tracing::debug_span!("step", step = step.word());
+            isolation.apply(claim, desired, step, &done).instrument(span).await.map_err(at(step.word()))?;
+            match step {
+                Step::Migrate(versions) => migrated.extend(versions),
+                Step::HandOver => return Ok(Outcome::Ready { made: true, migrated }),
+                Step::Grant => claim.access = Some(desired.access.to_owned()),
+                Step::TakeBack => claim.database_oid = observed.database.as_ref().map(|database| database.oid),
+                Step::DropInvalid => claim.database_oid = None,
+                Step::Make | Step::Close | Step::Own | Step::Open => {}
+            }
+        }
+    }
+    Err(at("plan")(Error::new(Kind::Other, format!("the tenant does not come to rest: after {LOOKS} looks there is still something to do"))))
+}
+
+fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
+    if Instant::now() < *until.lock().unwrap_or_else(PoisonError::into_inner) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)))
+}
+
+/// Renews the lease every third of its length, for as long as the work's own task lives. Returns only when the lease is lost.
+async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) -> Error {
+    loop {
+        tokio::time::sleep(claim.lease / 3).await;
+        match registry.renew(claim).await {
+            Ok(renewed) => *until.lock().unwrap_or_else(PoisonError::into_inner) = renewed,
+            Err(error) if error.kind() == Kind::LeaseLost => return error,
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "the lease could not be renewed; tried again");
+                if still_leased(claim, until).is_err() {
+                    return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)).because(error);
+                }
+            }
+        }
+    }
+}
+
+/// Records a failure as its class demands.
+async fn fail(context: &Context, claim: &Claim, Failure { error, step }: Failure) -> Outcome {
+    let next = match error.class() {
+        Class::Server => {
+            give_back(context, claim, AFTER_SERVER_FAILURE).await;
+            return Outcome::Server(error.context(step));
+        }
+        Class::Leave => {
+            if error.kind() == Kind::Newer {
+                give_back(context, claim, context.config.sweep.every).await;
+            }
+            return Outcome::Left(error);
+        }
+        class => context.schedule().next(claim.failures + 1, class),
+    };
+    let again = match next {
+        Next::After(delay) => Again::After(delay),
+        Next::Park => Again::Parked,
+    };
+    match context.registry.record_failure(claim, &error, step, again).await {
+        Ok(()) => Outcome::Failed { error, parked: next == Next::Park },
+        Err(unrecorded) if unrecorded.class() == Class::Leave => Outcome::Left(unrecorded),
+        Err(unrecorded) => Outcome::Server(unrecorded),
+    }
+}
+
+/// A lease that cannot be given back ends by itself.
+async fn give_back(context: &Context, claim: &Claim, after: Duration) {
+    if let Err(error) = context.registry.release(claim, after).await {
+        tracing::debug!(error = error.chain(), "the lease was not given back and ends by itself");
+    }
+}
+
+/// Drops databases under random names that no live claim is making: what died daemons left.
+///
+/// # Errors
+/// The main database cannot be reached. A spare that cannot be dropped now is tried again by the next sweep.
+pub async fn drop_strays(registry: &Registry) -> Result<u64> {
+    let mut dropped = 0;
+    for (spare, forget) in registry.stray_spares(FORGET_SPARES_AFTER).await? {
+        let session = registry.session().await?;
+        if let Err(error) = crate::pg::admin::drop_database(&session, &spare).await {
+            tracing::warn!(spare, error = error.chain(), "a half-made database could not be dropped");
+            continue;
+        }
+        dropped += 1;
+        if forget {
+            registry.forget_spare(&spare).await?;
+        }
+    }
+    Ok(dropped)
+}

@@ -1,0 +1,225 @@
+//! The fleet at a glance: what status and metrics read. Nothing here changes anything.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::types::Type;
+
+use super::claim::damaged;
+use super::{Registry, field};
+use crate::error::Result;
+use crate::pg::Doing;
+
+/// How many problems are read in full; the rest are counted.
+const PROBLEMS: i64 = 50;
+
+/// How the tenants of one registry stand.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    /// Number of tenants by state and work.
+    pub counts: Vec<Count>,
+    /// Number of ready tenants by the newest migration they have, newest first.
+    pub versions: Vec<VersionCount>,
+    /// How long the longest waiting of the requested tenants that are due has waited since its signup.
+    pub oldest_waiting: Option<Duration>,
+    /// Tenants that are being worked on now.
+    pub leased: i64,
+    /// Databases in the making, and what died daemons left of such.
+    pub spares: i64,
+    /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
+    pub problems: Vec<Problem>,
+    /// The daemons that are connected, by the name they give their connections (`host:pid`).
+    pub daemons: Vec<String>,
+    /// Who holds the doorbell's lock: a daemon that sleeps, or somebody who should not.
+    pub bell: Option<BellHolder>,
+    /// How full the server's queue of notifications is, from 0 to 1.
+    pub notification_queue: f64,
+}
+
+/// Tenants of one state and work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// The state's word.
+    pub state: String,
+    /// The work's word.
+    pub work: String,
+    /// How many.
+    pub tenants: i64,
+}
+
+/// Ready tenants that have the same newest migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionCount {
+    /// The version, when it is known.
+    pub version: Option<i64>,
+    /// The migration's name, when a recorded set has it.
+    pub name: Option<String>,
+    /// How many tenants have it.
+    pub tenants: i64,
+    /// When a migration ran in one of them last.
+    pub migrated_at: Option<Timestamp>,
+}
+
+/// A tenant that does not go on by itself, or not well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The tenant's key.
+    pub key: String,
+    /// The name of its database, when it has one.
+    pub name: Option<String>,
+    /// What the application relies on.
+    pub state: String,
+    /// `failing` or `parked`.
+    pub work: String,
+    /// Failures in a row.
+    pub failures: i32,
+    /// The word of the last error's kind.
+    pub kind: Option<String>,
+    /// The last error in full.
+    pub text: Option<String>,
+    /// Its SQLSTATE.
+    pub sqlstate: Option<String>,
+    /// The step that failed.
+    pub step: Option<String>,
+    /// When it is tried next; for a parked one, since when it is parked.
+    pub due_at: Timestamp,
+}
+
+/// Who holds the doorbell's lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BellHolder {
+    /// Its role.
+    pub role: String,
+    /// The name it gave its connection.
+    pub application_name: String,
+    /// Its backend's process id.
+    pub pid: i32,
+    /// Whether it is a daemon: ours by role and by name.
+    pub daemon: bool,
+}
+
+impl Registry {
+    /// Reads how the fleet stands.
+    ///
+    /// # Errors
+    /// The main database cannot be reached, or the registry is damaged.
+    pub async fn fleet(&self) -> Result<Fleet> {
+        let session = self.session().await?;
+        let doing = || "read how the fleet stands".to_owned();
+        let counts = session
+            .query_typed("select state, work, count(*) as tenants from tenantd.tenant group by 1, 2 order by 1, 2", &[])
+            .await
+            .doing(doing)
+            .map_err(damaged)?;
+        let versions = session
+            .query_typed(
+                "select version, max(migrated_at) as migrated_at, count(*) as tenants,
+                        (select max(s.name) from tenantd.migration_set s where s.version = t.version) as name
+                 from tenantd.tenant t where state = 'ready' group by version order by version desc nulls last",
+                &[],
+            )
+            .await
+            .doing(doing)?;
+        let gauges = session
+            .query_typed_one(
+                "select (select count(*) from tenantd.tenant where leased_until > now()) as leased,
+                        (select count(*) from tenantd.spare) as spares,
+                        (select extract(epoch from now() - min(created_at))::float8 from tenantd.tenant
+                         where state = 'requested' and work in ('due', 'failing')) as waiting,
+                        pg_notification_queue_usage() as queue",
+                &[],
+            )
+            .await
+            .doing(doing)?;
+        let daemons = session
+            .query_typed(
+                "select distinct split_part(application_name, ' ', 2) as daemon from pg_stat_activity
+                 where datname = current_database() and usename = current_user and application_name like 'tenantd:daemon %' order by 1",
+                &[],
+            )
+            .await
+            .doing(doing)?;
+        Ok(Fleet {
+            counts: counts
+                .iter()
+                .map(|row| Ok(Count { state: field(row, "state")?, work: field(row, "work")?, tenants: field(row, "tenants")? }))
+                .collect::<Result<_>>()?,
+            versions: versions
+                .iter()
+                .map(|row| {
+                    Ok(VersionCount {
+                        version: field(row, "version")?,
+                        name: field(row, "name")?,
+                        tenants: field(row, "tenants")?,
+                        migrated_at: field(row, "migrated_at")?,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            oldest_waiting: field::<Option<f64>>(&gauges, "waiting")?.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
+            leased: field(&gauges, "leased")?,
+            spares: field(&gauges, "spares")?,
+            problems: self.problems().await?,
+            daemons: daemons.iter().map(|row| field(row, "daemon")).collect::<Result<_>>()?,
+            bell: self.bell_holder().await?,
+            notification_queue: field(&gauges, "queue")?,
+        })
+    }
+
+    async fn problems(&self) -> Result<Vec<Problem>> {
+        let rows = self
+            .session()
+            .await?
+            .query_typed(
+                "select key, name, state, work, failures, error_kind, error_text, error_sqlstate, error_step, due_at from tenantd.tenant
+                 where work in ('failing', 'parked') order by work desc, due_at limit $1",
+                &[(&PROBLEMS, Type::INT8)],
+            )
+            .await
+            .doing(|| "read which tenants fail".to_owned())?;
+        rows.iter()
+            .map(|row| {
+                Ok(Problem {
+                    key: field(row, "key")?,
+                    name: field(row, "name")?,
+                    state: field(row, "state")?,
+                    work: field(row, "work")?,
+                    failures: field(row, "failures")?,
+                    kind: field(row, "error_kind")?,
+                    text: field(row, "error_text")?,
+                    sqlstate: field(row, "error_sqlstate")?,
+                    step: field(row, "error_step")?,
+                    due_at: field(row, "due_at")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Who holds the doorbell's lock; anyone may take it.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn bell_holder(&self) -> Result<Option<BellHolder>> {
+        let row = self
+            .session()
+            .await?
+            .query_typed_opt(
+                "select a.usename::text as role, a.application_name, a.pid,
+                        a.usename = current_user and a.application_name like 'tenantd:daemon %' as daemon
+                 from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                 where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
+                 and l.classid = 20250 and l.objid = 1 and l.objsubid = 2 and l.mode = 'ExclusiveLock' and l.granted",
+                &[],
+            )
+            .await
+            .doing(|| "look who holds the doorbell's lock".to_owned())?;
+        row.map(|row| {
+            Ok(BellHolder {
+                role: field(&row, "role")?,
+                application_name: field(&row, "application_name")?,
+                pid: field(&row, "pid")?,
+                daemon: field(&row, "daemon")?,
+            })
+        })
+        .transpose()
+    }
+}

@@ -1,0 +1,103 @@
+//! Which registry this is, and whether it belongs to the database it stands in.
+//!
+//! A staging copy on the same server would otherwise see the tenants of production as its own.
+
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::claim::damaged;
+use super::field;
+use crate::error::{Error, Kind, Result};
+use crate::pg::Doing;
+
+/// What to do with a registry that was made for another database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// Nothing: say so and end.
+    Refuse,
+    /// The database moved for good: it keeps its tenants.
+    Adopt,
+    /// It is a copy: it forgets the tenants, which belong to the original, and gets an id of its own.
+    New,
+}
+
+/// A registry's row about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// Half of every ownership marker.
+    pub id: Uuid,
+    /// Whether it was made for this very database.
+    pub at_home: bool,
+    /// The newest breaking migration it went through.
+    pub needs_version: i64,
+    /// Whether the users from before the installation got their held rows.
+    pub users_held: bool,
+}
+
+/// Reads the registry's row about itself; `None` when there is none yet.
+///
+/// # Errors
+/// The registry cannot be read.
+pub async fn read(client: &Client) -> Result<Option<Identity>> {
+    let row = client
+        .query_typed_opt(
+            "select r.id, r.needs_version, r.users_held_at is not null as users_held,
+                    r.system_identifier = c.system_identifier and r.database_oid = d.oid as at_home
+             from tenantd.registry r, pg_control_system() c, pg_database d where d.datname = current_database()",
+            &[],
+        )
+        .await
+        .doing(|| "read the registry's identity".to_owned())
+        .map_err(damaged)?;
+    row.map(|row| {
+        Ok(Identity {
+            id: field(&row, "id")?,
+            at_home: field(&row, "at_home")?,
+            needs_version: field(&row, "needs_version")?,
+            users_held: field(&row, "users_held")?,
+        })
+    })
+    .transpose()
+}
+
+/// Checks that this tenantd, whose newest registry migration is `carried`, may work with the registry.
+///
+/// # Errors
+/// [`Kind::RegistryNewer`]; [`Kind::Usage`] for a registry of another database.
+pub fn check(identity: &Identity, carried: i64) -> Result<()> {
+    if identity.needs_version > carried {
+        return Err(Error::new(
+            Kind::RegistryNewer,
+            format!("the registry needs a tenantd that knows its version {}; this one knows {carried}", identity.needs_version),
+        )
+        .hint("start the newer tenantd that wrote the registry"));
+    }
+    if !identity.at_home {
+        return Err(Error::usage(
+            "the registry in this database was made for another one: the database was copied or moved, and its tenants may belong to the original",
+        )
+        .hint("if it moved for good: `tenantd setup --adopt-registry`; if it is a copy: `tenantd setup --new-registry` forgets the tenants"));
+    }
+    Ok(())
+}
+
+/// Makes the registry's row, or settles what became of one from another database. The tenants of a copy are forgotten.
+///
+/// # Errors
+/// The registry cannot be written.
+pub async fn settle(client: &Client, moved: Moved) -> Result<()> {
+    const HERE: &str = "select c.system_identifier, d.oid from pg_control_system() c, pg_database d where d.datname = current_database()";
+    let sql = match moved {
+        Moved::Refuse => format!("insert into tenantd.registry (system_identifier, database_oid) {HERE} on conflict do nothing"),
+        Moved::Adopt => format!(
+            "insert into tenantd.registry (system_identifier, database_oid) {HERE}
+             on conflict (one) do update set system_identifier = excluded.system_identifier, database_oid = excluded.database_oid"
+        ),
+        Moved::New => format!(
+            "begin; lock table tenantd.tenant in exclusive mode;
+             delete from tenantd.tenant; delete from tenantd.spare; delete from tenantd.registry;
+             insert into tenantd.registry (system_identifier, database_oid) {HERE}; commit"
+        ),
+    };
+    client.batch_execute(&sql).await.doing(|| "write the registry's identity".to_owned())
+}

@@ -1,0 +1,400 @@
+//! Installing: schema, tables, trigger, grants. Run by `tenantd setup` and at each start of the daemon, again and again without harm.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::identity::{self, Moved};
+use super::signup::{self, Table, Trigger};
+use super::{Registry, field};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::migrations::embedded;
+use crate::pg::{Doing, Executor, History, Pool, Server, quote};
+use crate::tasks::Tasks;
+use crate::tenant::Work;
+
+/// What the installation is asked to do besides installing.
+#[derive(Debug, Clone, Copy)]
+pub struct Wishes {
+    /// Make the users from before due.
+    pub backfill: bool,
+    /// What to do with a registry that was made for another database.
+    pub moved: Moved,
+}
+
+/// What was found and done, for `setup` to print and the daemon to log.
+#[derive(Debug)]
+pub struct Installed {
+    /// The signup table.
+    pub table: Table,
+    /// Whether signups may ring.
+    pub notify: bool,
+    /// What was changed, one sentence each.
+    pub changes: Vec<String>,
+    /// What a person should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+const TABLES: [&str; 4] = ["registry", "tenant", "migration_set", "spare"];
+
+impl Registry {
+    /// Installs what is missing and opens the registry. `worker` names this process; `size` bounds its connections to the main database.
+    ///
+    /// # Guarantees
+    /// Signups never wait for it longer than a tenth of a second. A crash in the middle leaves something that the next call completes.
+    /// Any number of daemons may install at once.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for settings that do not fit the database; [`Kind::Rights`]; [`Kind::RegistryNewer`]; [`Kind::Locked`].
+    pub async fn install(server: &Server, config: &Config, wishes: Wishes, worker: &str, size: usize) -> Result<(Registry, Installed)> {
+        let mut session = server.connect(None, &format!("tenantd:{worker}")).await?;
+        let mut changes = Vec::new();
+        let mut notes = Vec::new();
+        lock_installation(&session).await?;
+        let table = signup::inspect(&session, &config.signup).await?;
+        make_schema(&session, &mut changes).await?;
+        let (id, held) = make_registry(server, &mut session, wishes.moved, &mut changes).await?;
+        let notify = decide_notify(&session, config, &mut notes).await?;
+        if signup::install_function(&session, &table, notify).await? {
+            changes.push("made the function tenantd.signup()".to_owned());
+        }
+        if signup::install_triggers(&session, &table).await? {
+            changes.push(format!("put the trigger tenantd_signup on {}", table.triggers_on.join(", ")));
+        }
+        for on in &table.triggers_on {
+            if signup::trigger(&session, on, table.by_row).await? == Trigger::Disabled {
+                notes.push(format!("the trigger on {on} is switched off, so only sweeps find its signups: alter table {on} enable trigger tenantd_signup"));
+            }
+        }
+        if !held {
+            hold_users(&mut session, &table, &config.tenant.prefix, &mut changes, &mut notes).await?;
+        }
+        grant(&session, config, &mut notes).await?;
+        if wishes.backfill {
+            backfill(&session, &mut changes).await?;
+        }
+        count_held(&session, config, &mut notes).await?;
+        session.close().await;
+        let registry = Registry { pool: Pool::new(server.clone(), size, &format!("tenantd:{worker}")), id, worker: worker.to_owned() };
+        Ok((registry, Installed { table, notify, changes, notes }))
+    }
+
+    /// Opens a registry that is installed already, without changing anything.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is none, or it belongs to another database; [`Kind::RegistryNewer`].
+    pub async fn open(server: &Server, worker: &str, size: usize) -> Result<Registry> {
+        let pool = Pool::new(server.clone(), size, &format!("tenantd:{worker}"));
+        let none = || Error::usage("there is no registry in the main database").hint("`tenantd setup` installs it");
+        let session = pool.get().await?;
+        let there = session
+            .query_typed_one("select to_regclass('tenantd.registry') is not null as there", &[])
+            .await
+            .doing(|| "look for the registry".to_owned())?;
+        if !field::<bool>(&there, "there")? {
+            return Err(none());
+        }
+        let identity = identity::read(&session).await?.ok_or_else(none)?;
+        identity::check(&identity, embedded::main()?.newest_version())?;
+        drop(session);
+        Ok(Registry { pool, id: identity.id, worker: worker.to_owned() })
+    }
+
+    /// Takes the registry, the function and with it the triggers away. The tenants' databases stay.
+    ///
+    /// # Errors
+    /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed.
+    pub async fn remove(server: &Server) -> Result<()> {
+        let session = server.connect(None, "tenantd:setup").await?;
+        signup::without_queueing(&session, "drop schema if exists tenantd cascade").await.map_err(|error| error.context("remove schema tenantd"))
+    }
+}
+
+/// One installation at a time. The lock ends with the session; it is tried for, never waited for.
+async fn lock_installation(client: &Client) -> Result<()> {
+    for _ in 0..600 {
+        let row = client
+            .query_typed_one("select pg_try_advisory_lock(20250, 2) as locked", &[])
+            .await
+            .doing(|| "lock the installation".to_owned())?;
+        if field(&row, "locked")? {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    Err(Error::new(Kind::Locked, "another tenantd has been installing for 30 s").hint("look for a tenantd setup that hangs"))
+}
+
+async fn make_schema(client: &Client, changes: &mut Vec<String>) -> Result<()> {
+    let row = client
+        .query_typed_one(
+            "select to_regnamespace('tenantd') is not null as there, current_user::text as me, current_database()::text as here,
+                    coalesce((select pg_has_role(current_user, nspowner, 'usage') from pg_namespace where nspname = 'tenantd'), true) as ours",
+            &[],
+        )
+        .await
+        .doing(|| "look for schema tenantd".to_owned())?;
+    let (me, here): (String, String) = (field(&row, "me")?, field(&row, "here")?);
+    let me = quote::identifier(&me);
+    if field(&row, "there")? {
+        return if field(&row, "ours")? {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::Rights, format!("schema tenantd does not belong to role {me}"))
+                .hint(format!("as an administrator: alter schema tenantd owner to {me}")))
+        };
+    }
+    client.batch_execute("create schema tenantd").await.doing(|| "make schema tenantd".to_owned()).map_err(|error| {
+        error.hint(format!(
+            "as an administrator, in database {}: create schema tenantd authorization {me}",
+            quote::identifier(&here)
+        ))
+    })?;
+    changes.push("made schema tenantd".to_owned());
+    Ok(())
+}
+
+/// Brings the registry's tables to our version and settles whose it is. Returns its id and whether the users from before are held.
+async fn make_registry(server: &Server, client: &mut Client, moved: Moved, changes: &mut Vec<String>) -> Result<(uuid::Uuid, bool)> {
+    let set = embedded::main()?;
+    let missing = missing_tables(client).await?;
+    if !missing.contains(&"registry".to_owned())
+        && let Some(identity) = identity::read(client).await?
+    {
+        let at_home = identity.at_home || moved != Moved::Refuse;
+        identity::check(&identity::Identity { at_home, ..identity }, set.newest_version())?;
+        if !identity.at_home {
+            identity::settle(client, moved).await?;
+            changes.push(match moved {
+                Moved::New => "made the registry anew: the tenants of the original are forgotten here".to_owned(),
+                _ => "took the registry over for this database".to_owned(),
+            });
+        }
+    }
+    if !missing.is_empty() {
+        forget_history(client, &missing).await?;
+    }
+    let history = History { schema: "tenantd".to_owned(), table: "migration".to_owned() };
+    let applied = Executor::new(&set, history, "setup").apply(client, async || server.connect(None, "tenantd:setup").await).await?;
+    changes.extend(applied.ran.iter().map(|ran| format!("applied registry migration {} {}", ran.version, ran.name)));
+    identity::settle(client, Moved::Refuse).await?;
+    let breaking = set.migrations().iter().filter(|migration| migration.breaking.as_ref().is_some_and(|mark| mark.breaking)).map(|migration| migration.version).max();
+    client
+        .execute_typed(
+            "update tenantd.registry set needs_version = $1 where needs_version < $1",
+            &[(&breaking.unwrap_or(1), Type::INT8)],
+        )
+        .await
+        .doing(|| "record which tenantd may use the registry".to_owned())?;
+    let identity = identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))?;
+    Ok((identity.id, identity.users_held))
+}
+
+async fn missing_tables(client: &Client) -> Result<Vec<String>> {
+    let row = client
+        .query_typed_one(
+            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null) as missing",
+            &[(&TABLES.as_slice(), Type::TEXT_ARRAY)],
+        )
+        .await
+        .doing(|| "look for the registry's tables".to_owned())?;
+    field(&row, "missing")
+}
+
+/// Tables were dropped by hand: their migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
+async fn forget_history(client: &Client, missing: &[String]) -> Result<()> {
+    let mut sql = "do $$ begin if to_regclass('tenantd.migration') is not null then delete from tenantd.migration; end if; end $$;".to_owned();
+    if missing.contains(&"tenant".to_owned()) && !missing.contains(&"registry".to_owned()) {
+        sql.push_str("update tenantd.registry set users_held_at = null;");
+    }
+    client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
+}
+
+/// NOTIFY is refused in a two-phase commit, at PREPARE, where no load test finds it: the setting decides unless the owner did.
+async fn decide_notify(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<bool> {
+    if let Some(notify) = config.signup.notify {
+        return Ok(notify);
+    }
+    let row = client
+        .query_typed_one("select current_setting('max_prepared_transactions')::int as prepared", &[])
+        .await
+        .doing(|| "read max_prepared_transactions".to_owned())?;
+    let prepared: i32 = field(&row, "prepared")?;
+    if prepared > 0 {
+        notes.push(format!(
+            "signups do not ring, tenantd polls every 100 ms: max_prepared_transactions is {prepared}, and a two-phase commit that rang would fail; \
+             signup.notify = true if the application prepares no transactions"
+        ));
+    }
+    Ok(prepared == 0)
+}
+
+/// Users from before the trigger get held rows, so that installing beside many fills no disk by surprise. After the trigger's own
+/// transaction and not in it: reading a large table while holding the lock would make signups wait.
+///
+/// Where only the tenant table was lost, the tenants whose databases stand are made due: their markers tell whose they are.
+async fn hold_users(
+    client: &mut Client,
+    table: &Table,
+    prefix: &str,
+    changes: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let held = match signup::request_missing(client, table, Work::Held).await {
+        Ok(held) => held,
+        Err(error) if error.kind() == Kind::Rights => {
+            notes.push(format!("{}: {}", error.chain(), error.advice().unwrap_or_default()));
+            0
+        }
+        Err(error) => return Err(error),
+    };
+    if held > 0 {
+        changes.push(format!("held {held} users from before"));
+    }
+    client
+        .execute_typed(
+            "with known as (
+                update tenantd.tenant t set work = 'due', due_at = now()
+                where t.work = 'held' and t.state = 'requested' and exists (
+                    select from pg_database d, tenantd.registry r
+                    where d.datname = $1 || replace(t.key, '-', '_')
+                    and shobj_description(d.oid, 'pg_database') = 'tenantd ' || r.id || ' ' || encode(sha256(t.key::bytea), 'hex')))
+             update tenantd.registry set users_held_at = now()",
+            &[(&prefix, Type::TEXT)],
+        )
+        .await
+        .doing(|| "record that the users from before are held".to_owned())?;
+    Ok(())
+}
+
+async fn backfill(client: &Client, changes: &mut Vec<String>) -> Result<()> {
+    let due = client
+        .execute_typed("update tenantd.tenant set work = 'due', due_at = now() where work = 'held' and state = 'requested'", &[])
+        .await
+        .doing(|| "make the held users due".to_owned())?;
+    changes.push(format!("made {due} held users due"));
+    Ok(())
+}
+
+/// Says how many users are held, and what making them due would take.
+async fn count_held(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
+    let row = client
+        .query_typed_one(
+            "select count(*) as held,
+                    count(*) filter (where exists (select from pg_database d where d.datname = $1 || replace(t.key, '-', '_'))) as named
+             from tenantd.tenant t where work = 'held' and state = 'requested'",
+            &[(&config.tenant.prefix, Type::TEXT)],
+        )
+        .await
+        .doing(|| "count the held users".to_owned())?;
+    let (held, named): (i64, i64) = (field(&row, "held")?, field(&row, "named")?);
+    if held > 0 {
+        // An empty database takes 7.3 MB and about 45 ms of CREATE DATABASE on Postgres 15; migrations come on top.
+        notes.push(format!(
+            "{held} users from before are held; {named} databases bear their names already; making them due would take about {} MB and {} s: \
+             tenantd setup --backfill",
+            held * 73 / 10,
+            (held * 45).div_ceil(1000)
+        ));
+    }
+    Ok(())
+}
+
+/// Lets the application's roles read the view and wait, and checks the roles that the settings name.
+async fn grant(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
+    let tenant = &config.tenant;
+    check_roles(client, config).await?;
+    for role in &tenant.use_roles {
+        let granted = client
+            .query_typed_one(
+                "select has_schema_privilege($1, 'tenantd', 'usage') and has_table_privilege($1, 'tenantd.tenants', 'select')
+                 and has_function_privilege($1, 'tenantd.wait(text, interval)', 'execute') as granted",
+                &[(role, Type::TEXT)],
+            )
+            .await
+            .doing(|| format!("look at the grants of role {role:?}"))?;
+        if !field::<bool>(&granted, "granted")? {
+            let role = quote::identifier(role);
+            client
+                .batch_execute(&format!(
+                    "grant usage on schema tenantd to {role}; grant select on tenantd.tenants to {role};
+                     grant execute on function tenantd.wait(text, interval) to {role}"
+                ))
+                .await
+                .doing(|| format!("let role {role} read the view tenantd.tenants"))?;
+        }
+    }
+    if tenant.use_roles.is_empty() && tenant.connect_roles.is_empty() {
+        notes.push("nobody but tenantd could use a tenant: name the application's role in tenant.use".to_owned());
+    }
+    if tenant.owner.is_none() {
+        notes.push("the tenants belong to tenantd's own role: name a role without login in tenant.owner to keep the two apart".to_owned());
+    }
+    Ok(())
+}
+
+async fn check_roles(client: &Client, config: &Config) -> Result<()> {
+    let tenant = &config.tenant;
+    let named: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).chain(&tenant.connect_roles).collect();
+    let row = client
+        .query_typed_one(
+            "select array(select r from unnest($1::text[]) r where not exists (select from pg_roles where rolname = r)) as missing,
+                    (select rolcreatedb or rolsuper from pg_roles where rolname = current_user) as may_create,
+                    coalesce((select pg_has_role(current_user, oid, 'usage') from pg_roles where rolname = $2), true) as may_own,
+                    current_user::text as me",
+            &[(&named, Type::TEXT_ARRAY), (&tenant.owner, Type::TEXT)],
+        )
+        .await
+        .doing(|| "look at the roles named in the settings".to_owned())?;
+    let missing: Vec<String> = field(&row, "missing")?;
+    let me = quote::identifier(&field::<String>(&row, "me")?);
+    if !missing.is_empty() {
+        return Err(Error::usage(format!("the server has no role {}", missing.join(", ")))
+            .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
+    }
+    if !field::<bool>(&row, "may_create")? {
+        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases")).hint(format!("as an administrator: alter role {me} createdb")));
+    }
+    if !field::<bool>(&row, "may_own")? {
+        let owner = quote::identifier(tenant.owner.as_deref().unwrap_or_default());
+        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}"))
+            .hint(format!("as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)")));
+    }
+    Ok(())
+}
+
+/// Everything that `setup` would do, as SQL that a person can read and run; `by_row` for partitioned and inherited signup tables.
+///
+/// # Errors
+/// The embedded migrations do not load.
+pub fn sql(config: &Config, by_row: bool, notify: bool) -> Result<String> {
+    let id = quote::identifier(&config.signup.id_column);
+    let table = format!("{}.{}", quote::identifier(&config.signup.schema), quote::identifier(&config.signup.table));
+    let me = quote::identifier(config.main.user());
+    let mut sql = String::from("-- As an administrator, once:\n");
+    sql.push_str(&format!("create role {me} login createdb password '...';\n"));
+    if let Some(owner) = &config.tenant.owner {
+        let owner = quote::identifier(owner);
+        sql.push_str(&format!("create role {owner} nologin;\ngrant {owner} to {me}; -- Postgres 16 and later: with inherit true, set true\n"));
+    }
+    sql.push_str(&format!(
+        "-- In the main database {}:\ncreate schema tenantd authorization {me};\n\
+         grant select ({id}), trigger on {table} to {me}; -- partitioned: on each partition too\n\n\
+         -- As {me}, done by tenantd setup and at each start of the daemon:\n",
+        config.main.database()
+    ));
+    for migration in embedded::main()?.migrations() {
+        sql.push_str(&migration.sql);
+        sql.push('\n');
+    }
+    sql.push_str(&signup::function_sql(&id, notify));
+    sql.push_str(&signup::trigger_sql(&table, by_row, false));
+    for role in &config.tenant.use_roles {
+        let role = quote::identifier(role);
+        sql.push_str(&format!(
+            "grant usage on schema tenantd to {role};\ngrant select on tenantd.tenants to {role};\n\
+             grant execute on function tenantd.wait(text, interval) to {role};\n"
+        ));
+    }
+    Ok(sql)
+}

@@ -1,0 +1,115 @@
+//! The migration sets that ever ran, kept whole: how a tenant stands is decided from them, without a connection to the tenant.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use super::{Registry, field};
+use crate::error::Result;
+use crate::migrations::compare::{Finding, Recorded, Verdict, compare};
+use crate::migrations::{Entry, MigrationSet};
+use crate::pg::Doing;
+
+/// How the sets that tenants have compare with the one this tenantd carries.
+#[derive(Debug, Clone, Default)]
+pub struct Relations {
+    /// Ids of sets that hold all of ours and more.
+    pub newer: Vec<String>,
+    /// Why no tenant may be touched with our set: a version below the newest of a set that tenants have. Empty: it may.
+    pub refused: Vec<String>,
+    /// What else contradicts a set that tenants have: files that changed or vanished. It stops those tenants only.
+    pub diverged: Vec<String>,
+}
+
+impl Registry {
+    /// Writes the set down, if it is not there yet.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn keep_set(&self, set: &MigrationSet) -> Result<()> {
+        let positions: Vec<i32> = (0..).take(set.migrations().len()).collect();
+        let versions: Vec<i64> = set.migrations().iter().map(|migration| migration.version).collect();
+        let names: Vec<&str> = set.migrations().iter().map(|migration| migration.name.as_str()).collect();
+        let checksums: Vec<&str> = set.migrations().iter().map(|migration| migration.checksum.as_str()).collect();
+        self.session()
+            .await?
+            .execute_typed(
+                "insert into tenantd.migration_set (id, position, version, name, checksum)
+                 select $1, m.* from unnest($2::int4[], $3::int8[], $4::text[], $5::text[]) m
+                 where not exists (select from tenantd.migration_set where id = $1) on conflict do nothing",
+                &[
+                    (&set.id(), Type::TEXT),
+                    (&positions, Type::INT4_ARRAY),
+                    (&versions, Type::INT8_ARRAY),
+                    (&names, Type::TEXT_ARRAY),
+                    (&checksums, Type::TEXT_ARRAY),
+                ],
+            )
+            .await
+            .doing(|| "write the migration set down".to_owned())?;
+        Ok(())
+    }
+
+    /// Compares `set` with every set that a tenant has.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn relate(&self, set: &MigrationSet, out_of_order: bool) -> Result<Relations> {
+        let rows = self
+            .session()
+            .await?
+            .query_typed(
+                "select s.id, s.version, s.name, s.checksum from tenantd.migration_set s
+                 where s.id <> $1 and exists (select from tenantd.tenant t where t.migration_set = s.id and t.state <> 'deleted')
+                 order by s.id, s.position",
+                &[(&set.id(), Type::TEXT)],
+            )
+            .await
+            .doing(|| "read the migration sets that tenants have".to_owned())?;
+        let mut sets: BTreeMap<String, Vec<Recorded>> = BTreeMap::new();
+        for row in &rows {
+            sets.entry(field(row, "id")?).or_default().push(Recorded::from(Entry {
+                version: field(row, "version")?,
+                name: field(row, "name")?,
+                checksum: field(row, "checksum")?,
+            }));
+        }
+        Ok(relations(set, &sets, out_of_order))
+    }
+
+    /// Makes tenants that were parked for their migrations due again: another set may mend them.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn retry_drifted(&self) -> Result<u64> {
+        self.session()
+            .await?
+            .execute_typed(
+                "update tenantd.tenant set work = 'due', due_at = now(), failures = 0
+                 where work = 'parked' and error_kind in ('drift', 'migration')",
+                &[],
+            )
+            .await
+            .doing(|| "make tenants that were parked for their migrations due again".to_owned())
+    }
+}
+
+fn relations(set: &MigrationSet, sets: &BTreeMap<String, Vec<Recorded>>, out_of_order: bool) -> Relations {
+    let mut relations = Relations::default();
+    for (id, applied) in sets {
+        match compare(set, applied, out_of_order) {
+            Verdict::Current | Verdict::Behind(_) => {}
+            Verdict::Newer(_) => relations.newer.push(id.clone()),
+            Verdict::Diverged(findings) => {
+                for finding in findings {
+                    let list = if matches!(finding, Finding::OutOfOrder { .. }) { &mut relations.refused } else { &mut relations.diverged };
+                    let text = finding.to_string();
+                    if !list.contains(&text) {
+                        list.push(text);
+                    }
+                }
+            }
+        }
+    }
+    relations
+}

@@ -1,0 +1,249 @@
+//! The signup table's side: the trigger function, the triggers, and the reading of the signup table.
+//!
+//! Installing compares with the catalogue and does nothing when all is equal. What must lock the signup table gives up
+//! after a tenth of a second and tries again, so that a long transaction in front never makes signups queue behind us.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::field;
+use crate::config::Signup;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Doing, quote};
+
+/// How long an installation may hold up the signups behind it.
+const LOCK_TIMEOUT_MS: u32 = 100;
+
+/// Pauses between the tries for the lock.
+const PAUSES_MS: [u64; 8] = [50, 100, 200, 400, 800, 1600, 3200, 3200];
+
+/// The signup table as the catalogue knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The table, quoted.
+    pub name: String,
+    /// The id column, quoted.
+    pub id: String,
+    /// The tables that need a trigger: the table itself, and for classic inheritance its children.
+    pub triggers_on: Vec<String>,
+    /// Whether a row-level trigger is needed: a statement trigger on a parent does not see inserts into a leaf.
+    pub by_row: bool,
+    /// Whether row level security hides rows from tenantd's role.
+    pub rows_hidden: bool,
+}
+
+/// Reads what the catalogue says of the signup table.
+///
+/// # Errors
+/// [`Kind::Usage`] when the table or the column is missing or cannot serve; [`Kind::Rights`] when a right is missing.
+pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
+    let name = format!("{}.{}", quote::identifier(&signup.schema), quote::identifier(&signup.table));
+    let row = client
+        .query_typed_opt(
+            "select c.oid, c.relkind::text as kind, format_type(a.atttypid, null) as type, t.typcategory::text as category,
+                    has_table_privilege(c.oid, 'trigger') as may_trigger,
+                    a.attnum is not null and has_column_privilege(c.oid, a.attnum, 'select') as may_read,
+                    row_security_active(c.oid) as rows_hidden, current_user::text as me,
+                    array(select format('%I.%I', n2.nspname, k.relname) from pg_inherits i
+                          join pg_class k on k.oid = i.inhrelid join pg_namespace n2 on n2.oid = k.relnamespace
+                          where i.inhparent = c.oid and not k.relispartition and k.relkind = 'r' order by 1) as children
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             left join pg_attribute a on a.attrelid = c.oid and a.attname = $3 and a.attnum > 0 and not a.attisdropped
+             left join pg_type t on t.oid = a.atttypid
+             where n.nspname = $1 and c.relname = $2",
+            &[(&signup.schema, Type::TEXT), (&signup.table, Type::TEXT), (&signup.id_column, Type::TEXT)],
+        )
+        .await
+        .doing(|| format!("look at the signup table {name}"))?
+        .ok_or_else(|| {
+            Error::usage(format!("the signup table {name} does not exist in the main database"))
+                .hint("signup.table names the application's table; create it first, or correct the setting")
+        })?;
+    let kind: String = field(&row, "kind")?;
+    let column = quote::identifier(&signup.id_column);
+    if kind != "r" && kind != "p" {
+        return Err(Error::usage(format!("{name} is no table, so no trigger can see its inserts"))
+            .hint("signup.table must name the table that the application inserts into"));
+    }
+    check_column(&name, &column, field(&row, "type")?, field(&row, "category")?)?;
+    let me = quote::identifier(&field::<String>(&row, "me")?);
+    if !field::<bool>(&row, "may_trigger")? || !field::<bool>(&row, "may_read")? {
+        return Err(Error::new(Kind::Rights, format!("role {me} may not put a trigger on {name}, or may not read {column}"))
+            .hint(format!("as the table's owner: grant select ({column}), trigger on {name} to {me}")));
+    }
+    let children: Vec<String> = field(&row, "children")?;
+    let by_row = kind == "p" || !children.is_empty();
+    let triggers_on = std::iter::once(name.clone()).chain(children).collect();
+    Ok(Table { name, id: column, triggers_on, by_row, rows_hidden: field(&row, "rows_hidden")? })
+}
+
+fn check_column(name: &str, column: &str, kind: Option<String>, category: Option<String>) -> Result<()> {
+    let Some(kind) = kind else {
+        return Err(Error::usage(format!("the signup table {name} has no column {column}"))
+            .hint("signup.id_column names the column that identifies a signup"));
+    };
+    // Category S: text, varchar and their domains, whose values may be uuids; anything else could never name a tenant.
+    if kind != "uuid" && category.as_deref() != Some("S") {
+        return Err(Error::usage(format!("column {column} of {name} is of type {kind}; tenants are named after a uuid"))
+            .hint("signup.id_column must name a column of type uuid, or of text holding uuids"));
+    }
+    Ok(())
+}
+
+/// The trigger function's body for this table.
+#[must_use]
+pub fn function_body(id: &str, notify: bool) -> String {
+    let ring = if notify { include_str!("sql/ring.sql") } else { "" };
+    include_str!("sql/signup.sql").replace("{id}", id).replace("{ring}", ring)
+}
+
+/// The statement that makes the trigger function.
+#[must_use]
+pub fn function_sql(id: &str, notify: bool) -> String {
+    format!(
+        "create or replace function tenantd.signup() returns trigger language plpgsql security definer\n\
+         set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas $tenantd${}$tenantd$;\n\
+         revoke all on function tenantd.signup() from public;\n",
+        function_body(id, notify)
+    )
+}
+
+/// The statement that puts the trigger on `on`. It never changes: a role with TRIGGER alone could not drop the trigger, only replace it.
+#[must_use]
+pub fn trigger_sql(on: &str, by_row: bool, replace: bool) -> String {
+    let each = if by_row { "for each row" } else { "referencing new table as added for each statement" };
+    let create = if replace { "create or replace" } else { "create" };
+    format!("{create} trigger tenantd_signup after insert on {on} {each} execute function tenantd.signup();\n")
+}
+
+/// Makes the trigger function as it should be. True when something was done.
+///
+/// # Errors
+/// The function could not be made.
+pub async fn install_function(client: &Client, table: &Table, notify: bool) -> Result<bool> {
+    let same = client
+        .query_typed_opt(
+            "select from pg_proc p where p.oid = to_regprocedure('tenantd.signup()') and p.prosecdef and p.prosrc = $1
+             and p.proconfig @> array['search_path=pg_catalog, pg_temp', 'lock_timeout=200ms']
+             and not has_function_privilege('public', p.oid, 'execute')",
+            &[(&function_body(&table.id, notify), Type::TEXT)],
+        )
+        .await
+        .doing(|| "look at the function tenantd.signup()".to_owned())?;
+    if same.is_some() {
+        return Ok(false);
+    }
+    client.batch_execute(&function_sql(&table.id, notify)).await.doing(|| "make the function tenantd.signup()".to_owned())?;
+    Ok(true)
+}
+
+/// How one table's trigger stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// As it should be.
+    Right,
+    /// There, but switched off: signups are found by sweeps only.
+    Disabled,
+    /// Not there.
+    Missing,
+    /// There, but calling something else, or at the wrong level.
+    Wrong,
+}
+
+/// How the trigger on the table `on` stands.
+///
+/// # Errors
+/// The catalogue could not be read.
+pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
+    let row = client
+        .query_typed_opt(
+            "select t.tgenabled::text as enabled,
+                    coalesce(t.tgfoid = to_regprocedure('tenantd.signup()'), false) and t.tgtype = case when $2 then 5 else 4 end
+                    and t.tgnewtable is not distinct from case when $2 then null else 'added' end as ours
+             from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = 'tenantd_signup'",
+            &[(&on, Type::TEXT), (&by_row, Type::BOOL)],
+        )
+        .await
+        .doing(|| format!("look at the trigger on {on}"))?;
+    Ok(match row {
+        None => Trigger::Missing,
+        Some(row) if !field::<bool>(&row, "ours")? => Trigger::Wrong,
+        Some(row) if field::<String>(&row, "enabled")? == "D" => Trigger::Disabled,
+        Some(_) => Trigger::Right,
+    })
+}
+
+/// Puts the triggers on the signup table that are missing. True when something was done.
+///
+/// # Errors
+/// [`Kind::Locked`] when the table could not be had between long transactions: nothing was changed, signups went on.
+pub async fn install_triggers(client: &Client, table: &Table) -> Result<bool> {
+    let mut done = false;
+    for on in &table.triggers_on {
+        let stands = trigger(client, on, table.by_row).await?;
+        if matches!(stands, Trigger::Missing | Trigger::Wrong) {
+            without_queueing(client, &trigger_sql(on, table.by_row, stands == Trigger::Wrong)).await.map_err(|error| {
+                error
+                    .hint("a long transaction on the signup table is in the way; tenantd tries again, and sweeps find the users meanwhile")
+                    .context(format!("put the trigger on {on}"))
+            })?;
+            done = true;
+        }
+    }
+    Ok(done)
+}
+
+/// Runs `sql`, which locks the signup table, without ever making signups wait long: a short `lock_timeout`, then growing pauses.
+///
+/// # Errors
+/// As `sql`'s; [`Kind::Locked`] after the last try.
+pub async fn without_queueing(client: &Client, sql: &str) -> Result<()> {
+    let statement = format!("begin; set local lock_timeout = '{LOCK_TIMEOUT_MS}ms'; {sql}; commit");
+    let mut pauses = PAUSES_MS.into_iter();
+    loop {
+        let tried = client.batch_execute(&statement).await.doing(|| "lock the signup table for a moment".to_owned());
+        let Err(error) = tried else { return Ok(()) };
+        client.batch_execute("rollback").await.doing(|| "roll back".to_owned())?;
+        match pauses.next() {
+            Some(pause) if error.kind() == Kind::Locked => tokio::time::sleep(Duration::from_millis(pause)).await,
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Statement that inserts a row of `work` for each user without one. `row_security` is off, so that hidden rows are an error, not a silence.
+#[must_use]
+pub(super) fn insert_missing(table: &Table, work: &str) -> String {
+    format!(
+        "insert into tenantd.tenant (key, work)
+         select u.{id}::text, '{work}' from {name} u left join tenantd.tenant t on t.key = u.{id}::text
+         where t.key is null and u.{id} is not null
+         on conflict (key) do nothing",
+        id = table.id,
+        name = table.name
+    )
+}
+
+/// Inserts a row for each user of the signup table that has none, and returns how many.
+///
+/// # Errors
+/// [`Kind::Rights`] when row level security hides rows from tenantd's role.
+pub async fn request_missing(client: &mut Client, table: &Table, work: crate::tenant::Work) -> Result<u64> {
+    let transaction = client.transaction().await.doing(|| "begin to read the signup table".to_owned())?;
+    transaction.batch_execute("set local row_security = off").await.doing(|| "read the signup table".to_owned())?;
+    let inserted = transaction
+        .execute_typed(&insert_missing(table, work.word()), &[])
+        .await
+        .doing(|| format!("look for users of {} without a tenant", table.name))
+        .map_err(|error| match error.kind() {
+            Kind::Rights => error.hint(format!(
+                "tenantd's role needs `select ({})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
+                table.id, table.name
+            )),
+            _ => error,
+        })?;
+    transaction.commit().await.doing(|| "commit what was found in the signup table".to_owned())?;
+    Ok(inserted)
+}

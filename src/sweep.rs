@@ -1,0 +1,206 @@
+//! A sweep: choose every tenant that is missing, due, behind or unverified, and reconcile each. Periodic and by hand are the same code.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Kind, Result};
+use crate::provision::{Context, Outcome, drop_strays, reconcile};
+use crate::registry::signup::Table;
+use crate::registry::sweep::Expected;
+use crate::retry::WAIT;
+use crate::tasks::Tasks;
+
+/// So many failures of the server in a row end a sweep: it is not one tenant's database that is refused.
+const SERVER_FAILURES: usize = 5;
+
+/// What a sweep did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Users without a tenant that were found in the signup table.
+    pub requested: u64,
+    /// Why the signup table could not be read whole, if so.
+    pub unread: Option<Error>,
+    /// Tenants that needed a look.
+    pub chosen: usize,
+    /// Databases made.
+    pub made: usize,
+    /// Tenants in which migrations ran.
+    pub migrated: usize,
+    /// Tenants that were looked at and are as they should be now, those made and migrated among them.
+    pub ready: usize,
+    /// Tenants that failed, each with why.
+    pub failed: Vec<Failed>,
+    /// Tenants that somebody else is working on.
+    pub busy: usize,
+    /// Tenants that have migrations which this tenantd does not carry: left alone.
+    pub newer: i64,
+    /// Requested tenants that the brakes (`tenant.max`, `tenant.max_per_hour`) hold back.
+    pub braked: usize,
+    /// Half-made databases that nobody was making, dropped.
+    pub strays: u64,
+    /// The server's failure that ended the sweep early.
+    pub server: Option<Error>,
+    /// Tenants that were chosen and not reached, because the sweep ended early.
+    pub unreached: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A tenant that a sweep could not bring to what is desired.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its key.
+    pub key: String,
+    /// Why.
+    pub error: Error,
+    /// Whether it is out of tries.
+    pub parked: bool,
+}
+
+/// How a sweep runs.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// A person asked: failing and parked tenants are tried now.
+    pub by_hand: bool,
+    /// Ends the sweep after the tenants in hand.
+    pub stop: CancellationToken,
+}
+
+impl Report {
+    /// Whether everything is as it should be.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.failed.is_empty() && self.server.is_none() && self.unreached == 0 && self.newer == 0 && self.unread.is_none() && self.braked == 0
+    }
+
+    fn count(&mut self, key: String, outcome: Outcome) {
+        match outcome {
+            Outcome::Ready { made, migrated } => {
+                self.ready += 1;
+                self.made += usize::from(made);
+                self.migrated += usize::from(!made && !migrated.is_empty());
+            }
+            Outcome::Failed { error, parked } => self.failed.push(Failed { key, error, parked }),
+            Outcome::Left(error) if error.kind() == Kind::Newer => self.newer += 1,
+            Outcome::Left(_) => self.busy += 1,
+            Outcome::Server(error) => self.failed.push(Failed { key, error, parked: false }),
+        }
+    }
+}
+
+/// What a lane tells about one tenant.
+struct Told {
+    key: String,
+    /// `None`: somebody else works on it.
+    outcome: Option<Outcome>,
+}
+
+/// Sweeps the fleet. `tell` hears of each tenant's end, with the number ended and the number chosen.
+///
+/// # Guarantees
+/// Goes on past failures: one tenant's failure never holds up another. Safe beside running daemons: every tenant is claimed.
+/// With nothing to do it is three queries on the main database and no connection to a tenant.
+///
+/// # Errors
+/// The main database cannot be reached, or the migration set is refused as a whole: then no tenant was touched.
+pub async fn sweep(
+    context: &Arc<Context>,
+    table: &Table,
+    tasks: &Tasks,
+    run: &Run,
+    mut tell: impl FnMut(&str, Option<&Outcome>, usize, usize),
+) -> Result<Report> {
+    let began = Instant::now();
+    let mut report = Report::default();
+    if !context.relations.refused.is_empty() {
+        return Err(Error::new(Kind::Drift, context.relations.refused.join(" ")).context("the migration set is refused, no tenant is touched"));
+    }
+    match context.registry.request_missing(table).await {
+        Ok(requested) => report.requested = requested,
+        Err(error) if error.kind() == Kind::Rights => report.unread = Some(error),
+        Err(error) => return Err(error),
+    }
+    report.strays = drop_strays(&context.registry).await?;
+    let mut keys = context.registry.candidates(&expected(context, run.by_hand)).await?;
+    report.newer = if context.relations.newer.is_empty() { 0 } else { context.registry.count_newer(&context.relations.newer).await? };
+    report.braked = brake(context, &mut keys).await?;
+    report.chosen = keys.len();
+    run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
+    report.took = began.elapsed();
+    Ok(report)
+}
+
+fn expected(context: &Context, by_hand: bool) -> Expected {
+    Expected {
+        migration_set: context.set.id(),
+        newer: context.relations.newer.clone(),
+        owner: context.config.tenant.owner.clone(),
+        access: context.access(),
+        verify_every: context.config.sweep.verify_every,
+        by_hand,
+    }
+}
+
+async fn run_lanes(
+    context: &Arc<Context>,
+    tasks: &Tasks,
+    run: &Run,
+    keys: Vec<String>,
+    report: &mut Report,
+    tell: &mut impl FnMut(&str, Option<&Outcome>, usize, usize),
+) {
+    let lanes = context.config.sweep.parallel.min(keys.len());
+    let queue = Arc::new(Mutex::new(VecDeque::from(keys)));
+    let (sender, mut told) = mpsc::channel(lanes.max(1));
+    for _ in 0..lanes {
+        tasks.spawn("sweep lane", lane(Arc::clone(context), Arc::clone(&queue), sender.clone(), run.stop.clone()));
+    }
+    drop(sender);
+    let (mut ended, mut server_failures) = (0, 0);
+    while let Some(Told { key, outcome }) = told.recv().await {
+        ended += 1;
+        tell(&key, outcome.as_ref(), ended, report.chosen);
+        match outcome {
+            None => report.busy += 1,
+            Some(Outcome::Server(error)) => {
+                server_failures += 1;
+                if server_failures >= SERVER_FAILURES || error.kind() == Kind::Unreachable && server_failures > 1 {
+                    run.stop.cancel();
+                    report.server.get_or_insert(error);
+                } else {
+                    report.count(key, Outcome::Server(error));
+                }
+            }
+            Some(outcome) => {
+                server_failures = 0;
+                report.count(key, outcome);
+            }
+        }
+    }
+    report.unreached = report.chosen - ended;
+}
+
+/// Takes the next tenant when free, until none is left or the sweep ends.
+async fn lane(context: Arc<Context>, queue: Arc<Mutex<VecDeque<String>>>, tell: mpsc::Sender<Told>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let Some(key) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
+        let outcome = match context.registry.claim_keys(std::slice::from_ref(&key), context.config.work.lease).await {
+            Ok(claims) => match claims.into_iter().next() {
+                Some(claim) => Some(reconcile(&context, claim).await),
+                None => None,
+            },
+            Err(error) => Some(Outcome::Server(error)),
+        };
+        let failed = matches!(outcome, Some(Outcome::Server(_)));
+        if tell.send(Told { key, outcome }).await.is_err() {
+            return;
+        }
+        if failed {
+            tokio::time::sleep(WAIT.delay(1)).await;
+        }
+    }
+}
