@@ -1,0 +1,286 @@
+//! The loop that takes due tenants and has them reconciled: when to look, when to sleep, when to arm the doorbell.
+//!
+//! Level-triggered: a ring, a tick, a retry that came due say only "look". How it sleeps:
+//!
+//! ```text
+//!           nothing found, lock not had, for 20 ms
+//!   Awake ─────────────────────────────────────────▶ Queued
+//!    ▲ │ polls every 2 ms                              │
+//!    │ └─────────── lock had at once ────▶ Armed ◀─────┘ lock granted: look once more
+//!    └────────────── more than one row ──────┘
+//! ```
+//!
+//! A queued request makes every new signup ring already; only one that is older than the request can stay silent, so a queued daemon
+//! looks four times a second until the lock is granted. Without a bell it looks every tenth of a second.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::brakes::Brakes;
+use crate::conditions::Conditions;
+use crate::error::{Error, Result};
+use crate::heartbeat::Beat;
+use crate::lanes::Lanes;
+use crate::provision::Context;
+use crate::registry::doorbell::{Doorbell, Waited};
+use crate::retry::WAIT;
+use crate::telemetry::Metrics;
+
+const AWAKE_POLL: Duration = Duration::from_millis(2);
+const AWAKE_FOR: Duration = Duration::from_millis(20);
+const QUEUED_POLL: Duration = Duration::from_millis(250);
+const BLIND_POLL: Duration = Duration::from_millis(100);
+/// The loop turns at least this often, so that the watchdog sees it alive.
+const TURN: Duration = Duration::from_secs(5);
+
+/// A wait for the bell's lock. It must be carried to its end: a lock that was granted unseen would stay.
+type Wait = Pin<Box<dyn Future<Output = Result<Waited>> + Send>>;
+
+/// How the loop sleeps; see the drawing above.
+enum Mode {
+    Blind,
+    Awake { found: Instant },
+    Queued { wait: Wait, poll: Duration },
+    Armed,
+}
+
+/// What one look found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    /// So many tenants were claimed.
+    Claimed(usize),
+    /// Every lane is busy: what is due waits in the registry.
+    Full,
+}
+
+/// Takes due tenants for as long as the daemon runs.
+pub struct Intake {
+    context: watch::Receiver<Arc<Context>>,
+    bell: watch::Receiver<Option<Arc<Doorbell>>>,
+    lanes: Lanes,
+    brakes: Brakes,
+    conditions: Conditions,
+    metrics: Metrics,
+    beat: Beat,
+    stop: CancellationToken,
+    mode: Mode,
+    /// Failures of the server in a row that were waited for already.
+    waited_for: u32,
+}
+
+impl Intake {
+    /// An intake that claims for `lanes` and sleeps by the doorbell that `bell` offers, when it offers one.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the daemon, given once")]
+    #[must_use]
+    pub fn new(
+        context: watch::Receiver<Arc<Context>>,
+        bell: watch::Receiver<Option<Arc<Doorbell>>>,
+        lanes: Lanes,
+        conditions: Conditions,
+        metrics: Metrics,
+        beat: Beat,
+        stop: CancellationToken,
+    ) -> Self {
+        let brakes = Brakes::new(conditions.clone(), metrics.clone());
+        Intake { context, bell, lanes, brakes, conditions, metrics, beat, stop, mode: Mode::Blind, waited_for: 0 }
+    }
+
+    /// Looks and sleeps until stopped. Failures of the main database are told once and waited for.
+    pub async fn run(mut self) {
+        let mut unreachable: u32 = 0;
+        while !self.stop.is_cancelled() {
+            self.beat.turned();
+            self.take_new_bell();
+            self.wait_for_server().await;
+            match self.look().await {
+                Ok(looked) => {
+                    if unreachable > 0 {
+                        tracing::info!("the registry answers again");
+                        self.conditions.clear("main_database");
+                    }
+                    unreachable = 0;
+                    if self.change_mode(looked).await {
+                        self.sleep(looked).await;
+                    }
+                }
+                Err(error) => {
+                    unreachable += 1;
+                    if unreachable == 1 {
+                        tell_once(&error, "the registry cannot be read; signups go on, and their tenants come when it can");
+                        self.conditions.set("main_database", error.chain());
+                    }
+                    self.pause(WAIT.delay(unreachable)).await;
+                }
+            }
+        }
+        if matches!(self.mode, Mode::Armed)
+            && let Some(bell) = self.bell.borrow().clone()
+            && let Err(error) = bell.disarm().await
+        {
+            tracing::debug!(error = error.chain(), "the doorbell's lock ends with its connection");
+        }
+    }
+
+    fn take_new_bell(&mut self) {
+        if self.bell.has_changed().unwrap_or(false) {
+            let there = self.bell.borrow_and_update().is_some();
+            self.mode = if there { Mode::Awake { found: Instant::now() } } else { Mode::Blind };
+        }
+        self.metrics.bell_armed(matches!(self.mode, Mode::Armed));
+    }
+
+    /// While the server fails every tenant, the daemon waits as a whole, longer each time, and then tries a single tenant.
+    async fn wait_for_server(&mut self) {
+        let failures = self.lanes.server_failures();
+        if failures > self.waited_for {
+            self.pause(WAIT.delay(failures)).await;
+        }
+        self.waited_for = failures;
+    }
+
+    /// One look at the registry: claims what is due, as much as there are free lanes, and starts the work.
+    async fn look(&mut self) -> Result<Looked> {
+        let context = self.context.borrow_and_update().clone();
+        let trying = self.lanes.server_failures() > 0;
+        let free = if trying { self.lanes.free().min(1) } else { self.lanes.free() };
+        if free == 0 {
+            return Ok(Looked::Full);
+        }
+        if !context.relations.refused.is_empty() {
+            return Ok(Looked::Claimed(0));
+        }
+        let making = self.brakes.allow(&context, free).await?;
+        let claims = context.registry.claim_due(making, free, context.config.work.lease).await?;
+        self.metrics.looked();
+        self.brakes.claimed(&claims);
+        let claimed = claims.len();
+        for claim in claims {
+            self.lanes.start(&context, claim);
+        }
+        Ok(Looked::Claimed(claimed))
+    }
+
+    /// Moves to the mode that `looked` calls for. False: look once more before sleeping.
+    async fn change_mode(&mut self, looked: Looked) -> bool {
+        match self.try_change_mode(looked).await {
+            Ok(sleep) => sleep,
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "the doorbell broke; polling until there is another");
+                self.mode = Mode::Blind;
+                true
+            }
+        }
+    }
+
+    async fn try_change_mode(&mut self, looked: Looked) -> Result<bool> {
+        let Some(bell) = self.bell.borrow().clone() else {
+            self.mode = Mode::Blind;
+            return Ok(true);
+        };
+        match (&mut self.mode, looked) {
+            (Mode::Armed, Looked::Full | Looked::Claimed(2..)) => {
+                bell.disarm().await?;
+                self.mode = Mode::Awake { found: Instant::now() };
+            }
+            (Mode::Awake { found }, Looked::Claimed(0)) => {
+                let quiet = found.elapsed() > AWAKE_FOR;
+                if bell.try_arm().await? {
+                    self.mode = Mode::Armed;
+                    return Ok(false);
+                }
+                if quiet {
+                    self.mode = self.queue(bell).await?;
+                }
+            }
+            (Mode::Awake { found }, _) => *found = Instant::now(),
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// Queues for the lock. Behind another daemon that holds it every signup rings, so there is nothing to look for meanwhile.
+    async fn queue(&self, bell: Arc<Doorbell>) -> Result<Mode> {
+        let context = self.context.borrow().clone();
+        let held = context.registry.bell_holder().await?.is_some();
+        let poll = if held { context.config.signup.poll } else { QUEUED_POLL.min(context.config.signup.poll) };
+        Ok(Mode::Queued { wait: Box::pin(async move { bell.wait_to_arm().await }), poll })
+    }
+
+    /// Sleeps as the mode says, until there is a reason to look.
+    async fn sleep(&mut self, looked: Looked) {
+        let full = looked == Looked::Full;
+        let poll = match &self.mode {
+            Mode::Blind => BLIND_POLL.min(self.context.borrow().config.signup.poll),
+            Mode::Awake { .. } if full => TURN,
+            Mode::Awake { .. } => AWAKE_POLL,
+            Mode::Queued { poll, .. } => *poll,
+            Mode::Armed => self.context.borrow().config.signup.poll,
+        };
+        let until = tokio::time::Instant::now() + poll;
+        while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
+            self.beat.turned();
+            let turn = until.min(tokio::time::Instant::now() + TURN);
+            let bell = self.bell.borrow().clone();
+            tokio::select! {
+                () = tokio::time::sleep_until(turn) => continue,
+                () = self.stop.cancelled() => {}
+                _ = self.bell.changed() => self.bell.mark_changed(),
+                () = self.lanes.freed(), if full => {}
+                () = rung(bell.as_deref()) => self.metrics.rung(),
+                waited = granted(&mut self.mode) => self.end_wait(waited).await,
+            }
+            return;
+        }
+    }
+
+    /// The lock was granted, or its slice of waiting is over.
+    async fn end_wait(&mut self, waited: Result<Waited>) {
+        let bell = self.bell.borrow().clone();
+        self.mode = match (waited, bell) {
+            (Ok(Waited::Armed), _) => Mode::Armed,
+            (Ok(Waited::StillTaken), Some(bell)) => self.queue(bell).await.unwrap_or(Mode::Blind),
+            _ => Mode::Blind,
+        };
+    }
+
+    async fn pause(&mut self, length: Duration) {
+        let until = tokio::time::Instant::now() + length;
+        while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
+            self.beat.turned();
+            tokio::select! {
+                () = tokio::time::sleep_until(until.min(tokio::time::Instant::now() + TURN)) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+async fn rung(bell: Option<&Doorbell>) {
+    match bell {
+        Some(bell) => bell.rung().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn granted(mode: &mut Mode) -> Result<Waited> {
+    match mode {
+        Mode::Queued { wait, .. } => wait.await,
+        _ => std::future::pending().await,
+    }
+}
+
+/// ERROR once, where the wait begins; a person must look if it lasts.
+pub(crate) fn tell_once(error: &Error, consequence: &str) {
+    tracing::error!(
+        error = error.chain(),
+        kind = error.kind().word(),
+        sqlstate = error.code(),
+        hint = error.advice(),
+        "{consequence}"
+    );
+}

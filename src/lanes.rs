@@ -1,0 +1,127 @@
+//! The lanes: tenants under work at the same time, and what their ends mean for the daemon.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use crate::error::{Error, Kind};
+use crate::intake::tell_once;
+use crate::provision::{Context, Outcome, reconcile};
+use crate::registry::claim::Claim;
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+
+/// Reconciles claimed tenants, as many at a time as `work.parallel` says. Clones share the lanes.
+#[derive(Clone)]
+pub struct Lanes {
+    permits: Arc<Semaphore>,
+    freed: Arc<Notify>,
+    /// Failures of the server in a row, over all lanes; 0 after any other end.
+    server_failures: Arc<watch::Sender<u32>>,
+    /// Keys that became ready, for the notice.
+    ready: mpsc::UnboundedSender<String>,
+    metrics: Metrics,
+    tasks: Tasks,
+}
+
+impl Lanes {
+    /// So many lanes; `ready` hears of each key that became ready.
+    #[must_use]
+    pub fn new(parallel: usize, ready: mpsc::UnboundedSender<String>, metrics: Metrics, tasks: Tasks) -> Self {
+        Lanes {
+            permits: Arc::new(Semaphore::new(parallel)),
+            freed: Arc::new(Notify::new()),
+            server_failures: Arc::new(watch::Sender::new(0)),
+            ready,
+            metrics,
+            tasks,
+        }
+    }
+
+    /// Lanes that are free now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.permits.available_permits()
+    }
+
+    /// Returns when a lane has become free.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// Failures of the server in a row.
+    #[must_use]
+    pub fn server_failures(&self) -> u32 {
+        *self.server_failures.borrow()
+    }
+
+    /// Starts the work on a claimed tenant. The caller has seen a free lane; nobody else takes them.
+    pub fn start(&self, context: &Arc<Context>, claim: Claim) {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
+        let (lanes, context) = (self.clone(), Arc::clone(context));
+        self.tasks.spawn("lane", async move { lanes.work(&context, claim, permit).await });
+    }
+
+    async fn work(&self, context: &Context, claim: Claim, permit: OwnedSemaphorePermit) {
+        let began = Instant::now();
+        let key = claim.key.clone();
+        let age = claim.age;
+        let outcome = AssertUnwindSafe(reconcile(context, claim)).catch_unwind().await.unwrap_or_else(|_| {
+            Outcome::Left(Error::new(Kind::Other, "the work panicked; the lease ends by itself and the tenant is tried again"))
+        });
+        self.metrics.reconciled(&outcome, age, began.elapsed());
+        self.tell(&key, &outcome);
+        if let Outcome::Ready { made: true, .. } = outcome {
+            // The receiver is gone only while the daemon stops; the notice is a hint.
+            let _ = self.ready.send(key);
+        }
+        drop(permit);
+        self.freed.notify_one();
+    }
+
+    /// Logs how the work ended, and counts failures of the server.
+    fn tell(&self, key: &str, outcome: &Outcome) {
+        if let Outcome::Server(error) = outcome {
+            let failures = self.server_failures() + 1;
+            self.server_failures.send_replace(failures);
+            if failures == 1 {
+                tell_once(error, "the server fails; tenantd waits, and tries again with one tenant at a time");
+            }
+            return;
+        }
+        if self.server_failures.send_replace(0) > 0 {
+            tracing::info!("the server works again");
+        }
+        tell_outcome(key, outcome);
+    }
+}
+
+/// One line for the end of one reconcile: INFO for a change, WARN for a failure that is tried again, ERROR for one that needs a person.
+pub(crate) fn tell_outcome(key: &str, outcome: &Outcome) {
+    match outcome {
+        Outcome::Ready { made: true, .. } => tracing::info!(key, "tenant ready"),
+        Outcome::Ready { migrated, .. } if !migrated.is_empty() => tracing::info!(key, ?migrated, "tenant migrated"),
+        Outcome::Ready { .. } => tracing::debug!(key, "tenant as it should be"),
+        Outcome::Failed { error, parked: true } => tracing::error!(
+            key,
+            error = error.chain(),
+            kind = error.kind().word(),
+            sqlstate = error.code(),
+            hint = error.advice(),
+            "tenant parked"
+        ),
+        Outcome::Failed { error, parked: false } => tracing::warn!(
+            key,
+            error = error.chain(),
+            kind = error.kind().word(),
+            sqlstate = error.code(),
+            hint = error.advice(),
+            "tenant failing, tried again"
+        ),
+        Outcome::Left(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "tenant left alone"),
+        Outcome::Server(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant"),
+    }
+}
