@@ -4,3 +4,5 @@
 pub mod support;
 
 mod connecting;
+mod harness;
+mod tidy;
