@@ -133,11 +133,10 @@ fn body(signature: &str) -> Option<&str> {
     let mut start = None;
     for (at, letter) in signature.char_indices() {
         match (letter, start) {
-            ('(' | '[', None) => depth += 1,
-            (')' | ']', None) => depth -= 1,
-            (';', None) if depth == 0 => return None,
             ('{', None) if depth == 0 => (start, depth) = (Some(at), 1),
-            ('{', Some(_)) => depth += 1,
+            (';', None) if depth == 0 => return None,
+            ('(' | '[', None) | ('{', Some(_)) => depth += 1,
+            (')' | ']', None) => depth -= 1,
             ('}', Some(start)) => {
                 depth -= 1;
                 if depth == 0 {
