@@ -105,17 +105,17 @@ impl Finding {
 pub async fn audit(client: &Client, prefix: &str, allowed: &[Finding]) -> Vec<String> {
     let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null";
     let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
+    let start = Instant::now();
     let mut found = Vec::new();
     for finding in Finding::ALL {
         if !allowed.contains(&finding) && (registry || !finding.needs_registry()) {
-            found.extend(look(client, prefix, finding).await.iter().map(|name| format!("{finding:?}: {name}")));
+            found.extend(look(client, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")));
         }
     }
     found
 }
 
-async fn look(client: &Client, prefix: &str, finding: Finding) -> Vec<String> {
-    let start = Instant::now();
+async fn look(client: &Client, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
     loop {
         let rows =
             client.query(finding.query(), &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
