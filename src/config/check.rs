@@ -121,7 +121,7 @@ impl Check<'_> {
         match Connection::from_parts(&parts) {
             Ok(connection) => Some((connection, used.into_inner())),
             Err(error) => {
-                let hint = error.advice().map(|hint| format!(". {hint}")).unwrap_or_default();
+                let hint = error.advice().map(|hint| format!("; {hint}")).unwrap_or_default();
                 let place = if raw.url.is_some() {
                     format!("main.url: {}", self.merged.place("main.url"))
                 } else {
