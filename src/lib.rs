@@ -1,5 +1,6 @@
 //! One Postgres database per signup, always on the latest migration.
 
+pub mod commands;
 pub mod config;
 pub mod error;
 pub mod pg;

@@ -2,13 +2,21 @@
 //!
 //! What may be written where, and with which default, stands in `config/default.toml`.
 
+mod check;
 pub mod connection;
+mod layers;
+mod load;
+mod problem;
+mod raw;
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use connection::Connection;
+pub use load::{Loaded, Setting, load};
+pub use sources::{DEFAULT_FILE, Environment, Sources};
 
 /// Every setting, checked.
 #[derive(Debug, Clone)]
@@ -122,4 +130,80 @@ pub enum LogFormat {
     Json,
     /// The journal's own fields.
     Journald,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use figment::value::{Dict, Value};
+
+    use super::raw::Raw;
+    use super::*;
+
+    const DEFAULT: &str = include_str!("../../config/default.toml");
+    const PRODUCTION: &str = include_str!("../../config/production.example.toml");
+
+    fn keys_of(text: &str) -> BTreeSet<String> {
+        let tables: toml::Table = text.parse().unwrap();
+        let keys = |(table, keys): (&String, &toml::Value)| {
+            keys.as_table().unwrap().keys().map(|key| format!("{table}.{key}")).collect::<Vec<_>>()
+        };
+        tables.iter().flat_map(keys).collect()
+    }
+
+    /// The examples switched on: `# key = value` becomes `key = value`.
+    fn with_examples(text: &str) -> String {
+        let example = |line: &str| {
+            let (key, _) = line.strip_prefix("# ")?.split_once(" = ")?;
+            key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then(|| line[2..].to_owned())
+        };
+        text.lines().map(|line| example(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+    }
+
+    fn read(text: &str) -> Raw {
+        let values: Dict = toml::from_str(text).unwrap();
+        Value::from(values).deserialize().unwrap()
+    }
+
+    #[test]
+    fn the_documented_keys_are_those_of_the_code() {
+        assert_eq!(keys_of(&with_examples(DEFAULT)), Raw::keys().into_iter().collect());
+        // Unknown keys and wrong types would be refused here, in the examples too.
+        read(&with_examples(DEFAULT));
+    }
+
+    #[test]
+    fn the_documented_values_are_those_of_the_code() {
+        let set = |(table, keys): (String, Value)| {
+            let keys = keys.into_dict().unwrap().into_iter().filter(|(_, value)| value.to_empty().is_none());
+            keys.map(|(key, _)| format!("{table}.{key}")).collect::<Vec<_>>()
+        };
+        let set: BTreeSet<String> = Raw::built_in().into_iter().flat_map(set).collect();
+        assert_eq!(keys_of(DEFAULT), set, "what has a value stands uncommented, what has none as an example");
+        assert_eq!(Value::serialize(read(DEFAULT)).unwrap(), Value::from(Raw::built_in()));
+    }
+
+    #[test]
+    fn every_documented_key_has_words_before_it() {
+        let lines: Vec<String> = with_examples(DEFAULT).lines().map(str::to_owned).collect();
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with('#') && line.contains('='))
+        {
+            let above = &lines[number - 1];
+            assert!(above.starts_with("# ") || above.starts_with("sslcert"), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_examples_can_be_loaded() {
+        for (name, text) in [("default", DEFAULT), ("production", PRODUCTION)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut sources = Sources::of([("PGHOST", "localhost"), ("PGUSER", "tenantd"), ("PGDATABASE", "app")]);
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            sources.file = Some(path);
+            let config = load(&sources).unwrap().config;
+            assert_eq!(config.signup.table, "users");
+        }
+    }
 }

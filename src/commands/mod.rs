@@ -1,0 +1,3 @@
+//! The subcommands: one file each, writing their data to what they are given.
+
+pub mod config;

@@ -1,0 +1,383 @@
+//! From what was written to what is meant: every rule that a single value or two together must keep.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::connection::Parts;
+use super::layers::Merged;
+use super::problem::{Problem, nearest_word};
+use super::raw::{self, Interval, Raw};
+use super::sources::Variables;
+use super::{Config, Connection, Log, LogFormat, Retry, Signup, Sweep, Tenant, Work};
+use crate::tenant::MAX_IDENTIFIER_BYTES;
+
+/// A uuid as Postgres prints it, which follows the prefix in a tenant's name.
+const UUID_BYTES: usize = 36;
+/// Longer ones are slips of the pen, and would overflow sums of times.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+/// A lease is renewed every third of its length, which must leave room for a slow server.
+const SHORTEST_LEASE: Duration = Duration::from_secs(3);
+/// Each one at work holds a connection.
+const MOST_PARALLEL: u32 = 1000;
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const FORMATS: [(&str, LogFormat); 4] = [
+    ("auto", LogFormat::Auto),
+    ("text", LogFormat::Text),
+    ("json", LogFormat::Json),
+    ("journald", LogFormat::Journald),
+];
+
+/// The checked settings, and which of libpq's variables filled the connection; or every problem, `found` before included.
+pub(super) fn check(
+    raw: &Raw,
+    merged: &Merged,
+    variables: &Variables,
+    found: Vec<Problem>,
+) -> Result<(Config, BTreeSet<String>), Vec<Problem>> {
+    let mut check = Check { merged, problems: found };
+    let signup = check.signup(&raw.signup);
+    let tenant = check.tenant(&raw.tenant);
+    let work = Work {
+        parallel: check.parallel("work.parallel", raw.work.parallel),
+        lease: check.duration("work.lease", &raw.work.lease, SHORTEST_LEASE),
+        shutdown: check.duration("work.shutdown", &raw.work.shutdown, Duration::ZERO),
+    };
+    let sweep = Sweep {
+        every: check.duration("sweep.every", &raw.sweep.every, Duration::from_secs(1)),
+        parallel: check.parallel("sweep.parallel", raw.sweep.parallel),
+        verify_every: check.duration("sweep.verify_every", &raw.sweep.verify_every, Duration::from_secs(1)),
+    };
+    let retry = check.retry(&raw.retry);
+    let http = check.listen(&raw.http.listen);
+    let log = Log { format: check.format(&raw.log.format), level: check.level(&raw.log.level) };
+    let main = check.main(&raw.main, variables);
+    match main {
+        Some((main, used)) if check.problems.is_empty() => {
+            Ok((Config { main, signup, tenant, work, sweep, retry, http, log }, used))
+        }
+        _ => Err(check.problems),
+    }
+}
+
+struct Check<'a> {
+    merged: &'a Merged,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, key: &str, reason: impl Into<String>) {
+        self.problems.push(Problem::new(key, self.merged.place(key), reason));
+    }
+
+    /// Whether nothing of `table` was refused so far, so that its values may be judged together.
+    fn sound(&self, table: &str) -> bool {
+        let in_table = |problem: &Problem| problem.key.split('.').next() == Some(table);
+        !self.problems.iter().any(in_table)
+    }
+
+    fn main(&mut self, raw: &raw::Main, variables: &Variables) -> Option<(Connection, BTreeSet<String>)> {
+        let connect_timeout = self.duration("main.connect_timeout", &raw.connect_timeout, Duration::from_millis(1));
+        for (key, text) in [
+            ("main.url", &raw.url),
+            ("main.password_command", &raw.password_command),
+            ("main.sslmode", &raw.sslmode),
+            ("main.sslrootcert", &raw.sslrootcert),
+        ] {
+            self.filled(key, text.as_deref().map(str::trim));
+        }
+        for (key, path) in
+            [("main.password_file", &raw.password_file), ("main.sslcert", &raw.sslcert), ("main.sslkey", &raw.sslkey)]
+        {
+            self.path(key, path.as_ref());
+        }
+        if raw.password_file.is_some() && raw.password_command.is_some() {
+            let other = self.merged.place("main.password_file");
+            let reason = format!("main.password_file ({other}) is set too; keep the one that is meant");
+            self.refuse("main.password_command", reason);
+        }
+        if !self.sound("main") {
+            return None;
+        }
+        let used = RefCell::new(BTreeSet::new());
+        let environment = |name: &str| {
+            let text = variables.text(name)?;
+            used.borrow_mut().insert(name.to_owned());
+            Some(text.to_owned())
+        };
+        let parts = Parts {
+            url: raw.url.as_deref(),
+            environment: &environment,
+            password_file: raw.password_file.clone(),
+            password_command: raw.password_command.clone(),
+            sslmode: raw.sslmode.clone(),
+            sslrootcert: raw.sslrootcert.clone(),
+            sslcert: raw.sslcert.clone(),
+            sslkey: raw.sslkey.clone(),
+            connect_timeout,
+        };
+        match Connection::from_parts(&parts) {
+            Ok(connection) => Some((connection, used.into_inner())),
+            Err(error) => {
+                let hint = error.advice().map(|hint| format!("; {hint}")).unwrap_or_default();
+                let place = if raw.url.is_some() {
+                    format!("main.url: {}", self.merged.place("main.url"))
+                } else {
+                    "main.url is not set".into()
+                };
+                self.problems.push(Problem::new("[main]", place, format!("{}{hint}", error.chain())));
+                None
+            }
+        }
+    }
+
+    fn signup(&mut self, raw: &raw::Signup) -> Signup {
+        let (schema, table) = match table(&raw.table) {
+            Ok(parts) => parts,
+            Err(reason) => {
+                self.refuse("signup.table", reason);
+                Default::default()
+            }
+        };
+        Signup {
+            schema,
+            table,
+            id_column: self.name("signup.id_column", &raw.id_column),
+            notify: raw.notify,
+            poll: self.duration("signup.poll", &raw.poll, Duration::from_millis(10)),
+            backfill: raw.backfill,
+        }
+    }
+
+    fn tenant(&mut self, raw: &raw::Tenant) -> Tenant {
+        if let Err(reason) = prefix(&raw.prefix) {
+            self.refuse("tenant.prefix", reason);
+        }
+        self.path("tenant.migrations", raw.migrations.as_ref());
+        self.at_least_one("tenant.max", raw.max);
+        Tenant {
+            prefix: raw.prefix.clone(),
+            migrations: raw.migrations.clone(),
+            owner: raw.owner.as_ref().map(|owner| self.role("tenant.owner", owner)),
+            use_roles: raw.use_roles.iter().map(|role| self.role("tenant.use", role)).collect(),
+            connect_roles: raw.connect_roles.iter().map(|role| self.role("tenant.connect", role)).collect(),
+            out_of_order: raw.out_of_order,
+            max: raw.max,
+            max_per_hour: raw.max_per_hour,
+        }
+    }
+
+    fn retry(&mut self, raw: &raw::Retry) -> Retry {
+        let first = self.duration("retry.first", &raw.first, Duration::from_millis(1));
+        let max = self.duration("retry.max", &raw.max, Duration::from_millis(1));
+        self.at_least_one("retry.attempts", raw.attempts);
+        if self.sound("retry") && max < first {
+            let place = self.merged.place("retry.first");
+            self.refuse(
+                "retry.max",
+                format!("shorter than retry.first ({place}): the longest delay is at least the first"),
+            );
+        }
+        Retry { first, max, attempts: raw.attempts }
+    }
+
+    fn duration(&mut self, key: &str, written: &Interval, least: Duration) -> Duration {
+        if written.value < least {
+            self.refuse(key, format!("too short: at least {least:?}"));
+        } else if written.value > LONGEST {
+            self.refuse(key, "too long: at most 365 days");
+        }
+        written.value
+    }
+
+    fn parallel(&mut self, key: &str, number: u32) -> usize {
+        if !(1..=MOST_PARALLEL).contains(&number) {
+            self.refuse(key, format!("{number} is not between 1 and {MOST_PARALLEL}"));
+        }
+        number as usize
+    }
+
+    fn at_least_one(&mut self, key: &str, number: u32) {
+        if number == 0 {
+            self.refuse(key, "0 would stop all work: at least 1");
+        }
+    }
+
+    fn filled(&mut self, key: &str, text: Option<&str>) {
+        if text == Some("") {
+            self.refuse(key, "empty: leave it out, or give it a value");
+        }
+    }
+
+    fn path(&mut self, key: &str, path: Option<&PathBuf>) {
+        self.filled(key, path.and_then(|path| path.to_str()));
+    }
+
+    fn role(&mut self, key: &str, written: &str) -> String {
+        let role = self.name(key, written);
+        if role == "public" || role == "none" {
+            self.refuse(key, format!("{role:?} cannot be a role's name; name the roles one by one"));
+        }
+        role
+    }
+
+    fn name(&mut self, key: &str, written: &str) -> String {
+        match name(written) {
+            Ok(name) => name,
+            Err(reason) => {
+                self.refuse(key, reason);
+                String::new()
+            }
+        }
+    }
+
+    fn listen(&mut self, written: &str) -> Option<SocketAddr> {
+        if written.is_empty() {
+            return None;
+        }
+        let address = written.parse();
+        if address.is_err() {
+            let reason =
+                format!("{written:?} is no address and port, such as \"127.0.0.1:9466\"; \"\" listens nowhere");
+            self.refuse("http.listen", reason);
+        }
+        address.ok()
+    }
+
+    fn format(&mut self, written: &str) -> LogFormat {
+        if let Some((_, format)) = FORMATS.iter().find(|(word, _)| *word == written) {
+            return *format;
+        }
+        let words = FORMATS.map(|(word, _)| word);
+        self.refuse("log.format", not_among(written, &words));
+        LogFormat::Auto
+    }
+
+    /// A lone word must be a level: the filter would take any other for the name of a module, and log nothing else.
+    fn level(&mut self, written: &str) -> String {
+        let lone = !written.contains(['=', ',', '[']);
+        if lone && !LEVELS.contains(&written.to_lowercase().as_str()) {
+            self.refuse("log.level", not_among(written, &LEVELS));
+        } else if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(written) {
+            self.refuse("log.level", format!("{written:?} is no level and no list of directives: {error}"));
+        }
+        written.to_owned()
+    }
+}
+
+fn not_among(written: &str, words: &[&str]) -> String {
+    let meant = nearest_word(written, words).map(|word| format!("; did you mean {word:?}?")).unwrap_or_default();
+    format!("{written:?} is none of {}{meant}", words.join(", "))
+}
+
+/// A name as the catalogue has it, capitals included. Quotes around it are taken off as SQL does.
+fn name(written: &str) -> Result<String, String> {
+    let (name, rest) = name_and_rest(written, &[])?;
+    if rest.is_empty() { Ok(name) } else { Err(format!("{written:?} is not one name")) }
+}
+
+/// `table` or `schema.table`; a name that holds a dot needs quotes.
+fn table(written: &str) -> Result<(String, String), String> {
+    let (first, rest) = name_and_rest(written, &['.'])?;
+    match rest.strip_prefix('.') {
+        None if rest.is_empty() => Ok(("public".into(), first)),
+        Some(rest) => match name_and_rest(rest, &['.'])? {
+            (second, "") => Ok((first, second)),
+            _ => Err(format!("{written:?} has more parts than schema.table; a name that holds a dot needs quotes")),
+        },
+        None => Err(format!("{written:?} is neither \"table\" nor \"schema.table\"")),
+    }
+}
+
+/// The first name of `text`, and what follows it.
+fn name_and_rest<'a>(text: &'a str, ends: &[char]) -> Result<(String, &'a str), String> {
+    let (name, rest) = if let Some(quoted) = text.strip_prefix('"') {
+        let mut name = String::new();
+        let mut rest = quoted;
+        loop {
+            let Some((before, after)) = rest.split_once('"') else {
+                return Err(format!("{text:?} has a quote that is not closed"));
+            };
+            name.push_str(before);
+            match after.strip_prefix('"') {
+                Some(after) => {
+                    name.push('"');
+                    rest = after;
+                }
+                None => break (name, after),
+            }
+        }
+    } else {
+        let end = text.find(ends).unwrap_or(text.len());
+        (text[..end].to_owned(), &text[end..])
+    };
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err(format!("{text:?} is no name: it is empty or holds control characters"));
+    }
+    if name.len() > MAX_IDENTIFIER_BYTES {
+        return Err(format!("{name:?} is too long: Postgres cuts names off at {MAX_IDENTIFIER_BYTES} bytes"));
+    }
+    Ok((name, rest))
+}
+
+/// Nothing but what needs no quotes anywhere, and no name of our own spares.
+fn prefix(written: &str) -> Result<(), String> {
+    let most = MAX_IDENTIFIER_BYTES - UUID_BYTES;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if !written.starts_with(|c: char| c.is_ascii_lowercase()) || !written.chars().all(plain) {
+        Err(format!("{written:?} must begin with a letter and have only a-z, 0-9 and _"))
+    } else if written.starts_with("tenantd_") {
+        Err(format!("{written:?} must not begin with \"tenantd_\": so do the names of databases in the making"))
+    } else if written.len() > most {
+        Err(format!(
+            "{written:?} is too long: with the uuid it must fit into {MAX_IDENTIFIER_BYTES} bytes, so at most {most}"
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_read_with_and_without_schema_and_quotes() {
+        for (written, schema, name) in [
+            ("users", "public", "users"),
+            ("app.accounts", "app", "accounts"),
+            ("public.User", "public", "User"),
+            ("\"My Schema\".\"Users\"", "My Schema", "Users"),
+            ("\"a.b\"", "public", "a.b"),
+            ("app.\"say \"\"hi\"\"\"", "app", "say \"hi\""),
+        ] {
+            assert_eq!(table(written), Ok((schema.to_owned(), name.to_owned())), "{written}");
+        }
+        for written in ["", ".", "a.", ".b", "a.b.c", "\"a", "\"a\"b", "\"\"", "a.\nb", &"x".repeat(64)] {
+            assert!(table(written).is_err(), "{written}");
+        }
+    }
+
+    #[test]
+    fn names_are_exact() {
+        assert_eq!(name("my-app"), Ok("my-app".into()));
+        assert_eq!(name("\"userId\""), Ok("userId".into()));
+        assert_eq!(name("a.b"), Ok("a.b".into()));
+        assert!(name("\"a\"b").is_err());
+        assert!(name("").is_err());
+    }
+
+    #[test]
+    fn a_prefix_leaves_room_for_the_uuid() {
+        for good in ["tenant_", "t", "a2_", &"a".repeat(27)] {
+            assert_eq!(prefix(good), Ok(()), "{good}");
+        }
+        for bad in ["", "_a", "2a", "Tenant_", "tenant-", "tenantd_x", "täglich", "a\"b", &"a".repeat(28)] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
+        let longest = crate::tenant::database_name(&"a".repeat(27), "123e4567-e89b-12d3-a456-426614174000");
+        assert_eq!(longest.unwrap().len(), MAX_IDENTIFIER_BYTES);
+    }
+}
