@@ -210,7 +210,9 @@ fn identity(values: &Values, home: Option<&PathBuf>) -> Result<Option<Identity>>
     match (certificate.or_else(|| in_home("postgresql.crt")), key.or_else(|| in_home("postgresql.key"))) {
         (Some(certificate), Some(key)) => Ok(Some(Identity { certificate, key, named })),
         (None, None) => Ok(None),
-        (None, Some(_)) => Err(Error::usage("sslkey is set without sslcert").hint("set both main.sslcert and main.sslkey")),
+        (None, Some(_)) => {
+            Err(Error::usage("sslkey is set without sslcert").hint("set both main.sslcert and main.sslkey"))
+        }
         (Some(_), None) => Err(Error::usage("sslcert is set without sslkey")
             .hint("set main.sslkey too; if the certificate is that of an authority, it belongs in main.sslrootcert")),
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Roots;
 use super::known::Values;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Where Debian's and Red Hat's servers keep their socket: the place when nothing names a host.
 const SOCKET_FOLDER: &str = "/var/run/postgresql";

@@ -47,7 +47,11 @@ const LIBPQ: &[(&str, &str, Meaning)] = &[
     ("require_auth", "PGREQUIREAUTH", Only(&[], "use channel_binding=require, which allows SCRAM over TLS alone")),
     ("requirepeer", "PGREQUIREPEER", Only(&[], "keep the socket in a folder that only the server may write to")),
     ("sslnegotiation", "PGSSLNEGOTIATION", Only(&["postgres"], "leave it out")),
-    ("sslcertmode", "PGSSLCERTMODE", Only(&["allow"], "leave it out; sslcert alone decides which certificate is shown")),
+    (
+        "sslcertmode",
+        "PGSSLCERTMODE",
+        Only(&["allow"], "leave it out; sslcert alone decides which certificate is shown"),
+    ),
     ("gssencmode", "PGGSSENCMODE", Only(&["disable", "allow", "prefer"], "tenantd encrypts with TLS only")),
     ("replication", "", Only(&["false", "off", "no", "0"], "leave it out")),
     ("scram_client_key", "", Only(&[], "give the password itself")),

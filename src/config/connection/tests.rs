@@ -174,7 +174,9 @@ fn a_certificate_without_its_key_is_refused_where_no_home_has_one() {
 
 #[test]
 fn the_nearest_known_parameter_is_named() {
-    for (written, meant) in [("sslmod", "sslmode"), ("sslrootcrt", "sslrootcert"), ("database_name", ""), ("hots", "host")] {
+    for (written, meant) in
+        [("sslmod", "sslmode"), ("sslrootcrt", "sslrootcert"), ("database_name", ""), ("hots", "host")]
+    {
         let error = read(&format!("postgresql://u@db/app?{written}=x"), &[]).unwrap_err();
         if !meant.is_empty() {
             assert_eq!(error.advice(), Some(format!("perhaps {meant:?} is meant").as_str()), "{written}");
@@ -250,7 +252,9 @@ fn variables_fill_what_the_url_leaves_open() {
 
 #[test]
 fn a_variable_is_named_in_what_it_is_refused_for() {
-    for (variable, value) in [("PGSSLMODE", "prefer"), ("PGPORT", "x"), ("PGSERVICE", "prod"), ("PGGSSENCMODE", "require")] {
+    for (variable, value) in
+        [("PGSSLMODE", "prefer"), ("PGPORT", "x"), ("PGSERVICE", "prod"), ("PGGSSENCMODE", "require")]
+    {
         let error = read("postgresql://u@db/app", &[(variable, value)]).unwrap_err();
         assert!(error.chain().contains(variable), "{}", error.chain());
         assert_eq!(error.kind(), Kind::Usage);
@@ -260,7 +264,8 @@ fn a_variable_is_named_in_what_it_is_refused_for() {
 #[test]
 fn keys_win_over_the_url() {
     let environment = variables(&[("PGSSLMODE", "disable")]);
-    let mut parts = parts("postgresql://u@db/app?sslmode=require&sslrootcert=/url.pem&sslcert=/a&sslkey=/b", &environment);
+    let mut parts =
+        parts("postgresql://u@db/app?sslmode=require&sslrootcert=/url.pem&sslcert=/a&sslkey=/b", &environment);
     parts.sslmode = Some("verify-full".to_owned());
     parts.sslrootcert = Some("system".to_owned());
     parts.sslcert = Some("/key.crt".into());
@@ -290,9 +295,10 @@ fn seconds_are_seconds_and_the_user_timeout_is_milliseconds() {
     let plain = ok("postgresql://u@db/app").keepalive;
     assert_eq!((plain.idle, plain.interval, plain.count), (Duration::from_secs(15), Duration::from_secs(5), 3));
     assert_eq!(plain.user_timeout, Duration::from_secs(20));
-    let written = ok("postgresql://u@db/app?keepalives_idle=60&keepalives_interval=0&keepalives_count=9&tcp_user_timeout=2500")
-        .keepalive;
-    assert_eq!((written.idle, written.interval, written.count), (Duration::from_secs(60), Duration::from_secs(5), 9));
+    let written =
+        ok("postgresql://u@db/app?keepalives_idle=60&keepalives_interval=0&keepalives_count=9&tcp_user_timeout=2500")
+            .keepalive;
+    assert_eq!((written.idle, written.interval, written.count), (Duration::from_mins(1), Duration::from_secs(5), 9));
     assert_eq!(written.user_timeout, Duration::from_millis(2500));
     assert!(!ok("postgresql://u@db/app?keepalives=0").keepalive.enabled);
     assert!(ok("postgresql://u@db/app?ssl_min_protocol_version=TLSv1.3").tls.only_tls13);

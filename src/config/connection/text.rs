@@ -12,7 +12,8 @@ pub(super) type Pairs = Vec<(String, String)>;
 
 const SCHEMES: [&str; 2] = ["postgresql", "postgres"];
 const SHAPE: &str = "write it as postgresql://user@host:5432/database?sslmode=verify-full";
-const ENCODE: &str = "in the user and the password, write each of / ? # @ : % in its percent-encoded form, %40 for @ say";
+const ENCODE: &str =
+    "in the user and the password, write each of / ? # @ : % in its percent-encoded form, %40 for @ say";
 
 /// The pairs of `text`, decoded but not yet understood.
 ///
