@@ -1,0 +1,163 @@
+//! One connection in use: the driver's client, the task that drives it, and what the server says on its own.
+
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use postgres_native_tls::MakeTlsConnector;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinHandle;
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Doing;
+use crate::error::{Error, Kind, Result};
+use crate::tasks::Tasks;
+
+/// How long a dropped session may take to say goodbye, or to end the statement it still runs, before its socket is closed.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// The longest that sending a cancel may take.
+const CANCEL: Duration = Duration::from_secs(5);
+
+/// A session on a server; use it as the driver's client.
+///
+/// Dropping it closes the connection, within a second also while a statement runs. The server goes on with that
+/// statement: [`Session::cancel`] stops it.
+pub struct Session {
+    client: Client,
+    tls: Option<MakeTlsConnector>,
+    connection: JoinHandle<()>,
+    closing: DropGuard,
+}
+
+/// Notifications in the order they came, as (channel, payload).
+///
+/// They are taken off the connection whether or not anybody reads them here, since one listener that does not read
+/// fills the queue of the whole server.
+#[derive(Debug)]
+pub struct Notifications(pub(super) UnboundedReceiver<(String, String)>);
+
+impl Notifications {
+    /// The next one; `None` once the connection has ended and all are read. Nothing is lost when the future is dropped.
+    pub async fn recv(&mut self) -> Option<(String, String)> {
+        self.0.recv().await
+    }
+}
+
+impl Session {
+    /// Starts driving `connection`. Notifications go to `notify`, or nowhere.
+    pub(super) fn start<S>(
+        tasks: &Tasks,
+        client: Client,
+        connection: Connection<Socket, S>,
+        tls: Option<MakeTlsConnector>,
+        notify: Option<UnboundedSender<(String, String)>>,
+    ) -> Session
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let closing = CancellationToken::new();
+        let driven = drive(connection, notify, closing.clone(), tasks.cancelled());
+        Session { client, tls, connection: tasks.spawn("connection", driven), closing: closing.drop_guard() }
+    }
+
+    /// Closes the connection and waits until it is closed on our side, at most about a second.
+    pub async fn close(self) {
+        let Session { client, connection, closing, .. } = self;
+        drop(client);
+        drop(closing);
+        // The task ends by itself in time. Whether it was cut off instead is of no interest any more.
+        let _ = connection.await;
+    }
+
+    /// Asks the server to stop the statement that this session runs, over a connection of its own with the same TLS.
+    ///
+    /// There is no answer: the statement fails with 57014, or it had ended before.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] when the request could not be sent.
+    pub async fn cancel(&self) -> Result<()> {
+        let token = self.client.cancel_token();
+        let sent = async {
+            match &self.tls {
+                Some(tls) => token.cancel_query(tls.clone()).await,
+                None => token.cancel_query(NoTls).await,
+            }
+        };
+        match tokio::time::timeout(CANCEL, sent).await {
+            Ok(sent) => sent.doing(|| "cancel a statement".to_owned()),
+            Err(_) => {
+                Err(Error::new(Kind::Unreachable, format!("no answer within {CANCEL:?}")).context("cancel a statement"))
+            }
+        }
+    }
+
+    /// Whether the connection has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+impl Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+/// Drives a connection to its end: its own, a second after its session was dropped, or that of all tasks.
+async fn drive<S>(
+    mut connection: Connection<Socket, S>,
+    notify: Option<UnboundedSender<(String, String)>>,
+    closing: CancellationToken,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
+    let mut overdue = pin!(async {
+        closing.cancelled().await;
+        tokio::time::sleep(GOODBYE).await;
+    });
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message,
+            () = &mut overdue => break,
+            () = stop.cancelled() => break,
+        };
+        match message {
+            Some(Ok(AsyncMessage::Notification(heard))) => {
+                if let Some(notify) = &notify {
+                    // A reader that is gone changes nothing: the connection is drained all the same.
+                    let _ = notify.send((heard.channel().to_owned(), heard.payload().to_owned()));
+                }
+            }
+            Some(Ok(AsyncMessage::Notice(notice))) => {
+                tracing::debug!(
+                    severity = notice.severity(),
+                    code = notice.code().code(),
+                    "server: {}",
+                    notice.message()
+                );
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                let error = super::sqlstate::translate(&error);
+                tracing::debug!(kind = error.kind().word(), "connection ended: {}", error.chain());
+                break;
+            }
+            None => break,
+        }
+    }
+}
