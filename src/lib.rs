@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+pub mod migrations;
 pub mod pg;
 pub mod tasks;
 pub mod tenant;
