@@ -1,0 +1,6 @@
+//! The integration tests: one program, so that it is linked once, its tests run side by side and share one server.
+
+#[path = "../support/mod.rs"]
+pub mod support;
+
+mod connecting;

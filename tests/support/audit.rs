@@ -1,0 +1,128 @@
+//! What must not be found in a main database when a test has ended, whatever happened in it.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::until::INTERVAL;
+
+/// One thing to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// A user nobody recorded.
+    UserWithoutTenant,
+    /// A tenant the application relies on, and no database.
+    ReadyWithoutDatabase,
+    /// A database with this test's prefix that the registry does not know.
+    DatabaseWithoutTenant,
+    /// A database left by an interrupted CREATE or DROP.
+    InvalidDatabase,
+    /// Two databases that say they are the same tenant.
+    DuplicateMarker,
+    /// A lease that ran out, and nobody took the tenant over.
+    ExpiredLease,
+    /// A tenant that every role may enter.
+    OpenToPublic,
+    /// An advisory lock that is still held.
+    LockHeld,
+    /// A connection of tenantd's that is still there.
+    ConnectionLeft,
+}
+
+impl Finding {
+    /// All of them.
+    pub const ALL: [Finding; 9] = [
+        Finding::UserWithoutTenant,
+        Finding::ReadyWithoutDatabase,
+        Finding::DatabaseWithoutTenant,
+        Finding::InvalidDatabase,
+        Finding::DuplicateMarker,
+        Finding::ExpiredLease,
+        Finding::OpenToPublic,
+        Finding::LockHeld,
+        Finding::ConnectionLeft,
+    ];
+
+    /// A query for names of what is found; `$1` is the prefix of the tenants.
+    fn query(self) -> &'static str {
+        match self {
+            Finding::UserWithoutTenant => {
+                "select id::text from public.users u
+                 where $1::text is not null and not exists (select from tenantd.tenant t where t.key = u.id::text)"
+            }
+            Finding::ReadyWithoutDatabase => {
+                "select key from tenantd.tenant t
+                 where $1::text is not null and state = 'ready' and not exists (select from pg_database where datname = t.name)"
+            }
+            Finding::DatabaseWithoutTenant => {
+                "select datname::text from pg_database
+                 where starts_with(datname, $1) and not exists (select from tenantd.tenant t where t.name = datname)"
+            }
+            Finding::InvalidDatabase => {
+                "select datname::text from pg_database
+                 where datconnlimit = -2
+                   and (starts_with(datname, $1) or exists (select from tenantd.spare s where s.name = datname))"
+            }
+            Finding::DuplicateMarker => {
+                "select shobj_description(oid, 'pg_database') from pg_database
+                 where starts_with(datname, $1) group by 1 having count(*) > 1 and shobj_description(min(oid), 'pg_database') is not null"
+            }
+            Finding::ExpiredLease => {
+                "select key from tenantd.tenant where $1::text is not null and leased_until < clock_timestamp()"
+            }
+            Finding::OpenToPublic => {
+                "select datname::text from pg_database
+                 where starts_with(datname, $1) and exists (
+                     select from aclexplode(coalesce(datacl, acldefault('d', datdba))) where grantee = 0)"
+            }
+            Finding::LockHeld => {
+                "select format('(%s, %s) held by %s', classid, objid, coalesce(application_name, 'a prepared transaction'))
+                 from pg_locks l join pg_database d on d.oid = l.database left join pg_stat_activity using (pid)
+                 where locktype = 'advisory' and granted and (d.datname = current_database() or starts_with(d.datname, $1))"
+            }
+            Finding::ConnectionLeft => {
+                "select format('%s in %s: %s', application_name, datname, query) from pg_stat_activity
+                 where starts_with(application_name, 'tenantd') and (datname = current_database() or starts_with(datname, $1))"
+            }
+        }
+    }
+
+    /// What ends a moment after the process that had it.
+    fn fades(self) -> bool {
+        matches!(self, Finding::LockHeld | Finding::ConnectionLeft)
+    }
+
+    /// Whether the question makes sense only where tenantd has been installed.
+    fn needs_registry(self) -> bool {
+        !self.fades() && !matches!(self, Finding::DuplicateMarker | Finding::OpenToPublic)
+    }
+}
+
+/// Everything found in the main database that `client` is connected to and that is not among `allowed`, as sentences.
+pub async fn audit(client: &Client, prefix: &str, allowed: &[Finding]) -> Vec<String> {
+    let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null";
+    let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
+    let mut found = Vec::new();
+    for finding in Finding::ALL {
+        if !allowed.contains(&finding) && (registry || !finding.needs_registry()) {
+            found.extend(look(client, prefix, finding).await.iter().map(|name| format!("{finding:?}: {name}")));
+        }
+    }
+    found
+}
+
+async fn look(client: &Client, prefix: &str, finding: Finding) -> Vec<String> {
+    let mut tries = if finding.fades() { 300 } else { 1 };
+    loop {
+        let rows =
+            client.query(finding.query(), &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
+        tries -= 1;
+        if rows.is_empty() || tries == 0 {
+            return rows.iter().map(|row| row.get(0)).collect();
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// How long an ended process's locks and connections may be seen.
+pub const FADING: Duration = Duration::from_secs(3);

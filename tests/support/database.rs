@@ -1,0 +1,225 @@
+//! A main database as an application has it, with the roles of DESIGN section 10 and no right more.
+
+use std::sync::Arc;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tenantd::tenant::SPARE_PREFIX;
+use tokio_postgres::Client;
+
+use super::audit::{Finding, audit};
+use super::server::TestServer;
+
+/// Password of the role `tenantd`: with signs that must be escaped in a URL, and a word to look for in logs.
+pub const TENANTD_PASSWORD: &str = "canary:p@ss/word%of tenantd";
+/// Password of the role `app`.
+pub const APP_PASSWORD: &str = "canary-of-app";
+/// Password of the role `stranger`.
+pub const STRANGER_PASSWORD: &str = "canary-of-stranger";
+
+/// Cloned for every test, and never entered.
+const TEMPLATE: &str = "test_template";
+
+/// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
+///
+/// Ends with [`TestDatabase::finish`]. When a test fails it is kept and named.
+#[derive(Debug)]
+#[must_use = "end with finish(), which looks for what must not be left"]
+pub struct TestDatabase {
+    server: Arc<TestServer>,
+    name: String,
+    prefix: String,
+    allowed: Vec<Finding>,
+    finished: bool,
+}
+
+impl TestDatabase {
+    /// A main database on the shared server.
+    pub async fn new() -> Self {
+        Self::on(&TestServer::shared()).await
+    }
+
+    /// A main database on `server`.
+    pub async fn on(server: &Arc<TestServer>) -> Self {
+        server.prepared.get_or_init(|| prepare(server)).await;
+        let random = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let name = format!("main_{random}");
+        let admin = server.superuser("postgres").await;
+        admin
+            .batch_execute(&format!("create database {name} template {TEMPLATE}"))
+            .await
+            .expect("create the main database");
+        Self { server: Arc::clone(server), name, prefix: format!("t{random}_"), allowed: Vec::new(), finished: false }
+    }
+
+    /// The server it is on.
+    #[must_use]
+    pub fn server(&self) -> &Arc<TestServer> {
+        &self.server
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `tenant.prefix` for this test.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The name of the database of the tenant `key`.
+    #[must_use]
+    pub fn tenant_name(&self, key: &str) -> String {
+        tenantd::tenant::database_name(&self.prefix, key).expect("a uuid")
+    }
+
+    /// What an operator writes as `main.url`: the role `tenantd`, verify-full.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_as("tenantd", TENANTD_PASSWORD)
+    }
+
+    /// The same for the application's role.
+    #[must_use]
+    pub fn app_url(&self) -> String {
+        self.url_as("app", APP_PASSWORD)
+    }
+
+    /// The same for a role that is named nowhere.
+    #[must_use]
+    pub fn stranger_url(&self) -> String {
+        self.url_as("stranger", STRANGER_PASSWORD)
+    }
+
+    /// A superuser's connection, for looking and for breaking things.
+    pub async fn superuser(&self) -> Client {
+        self.server.superuser(&self.name).await
+    }
+
+    /// A superuser's connection to a tenant's database.
+    pub async fn tenant_superuser(&self, database: &str) -> Client {
+        self.server.superuser(database).await
+    }
+
+    /// A connection as the daemon's role.
+    pub async fn tenantd(&self) -> Client {
+        self.server.client("tenantd", TENANTD_PASSWORD, &self.name).await
+    }
+
+    /// A connection as the application's role.
+    pub async fn app(&self) -> Client {
+        self.server.client("app", APP_PASSWORD, &self.name).await
+    }
+
+    /// Signs up a user as the application does, and returns the key.
+    pub async fn sign_up(&self, email: &str) -> String {
+        let insert = "insert into public.users (email) values ($1) returning id::text";
+        self.app().await.query_one(insert, &[&email]).await.expect("a signup never fails").get(0)
+    }
+
+    /// Names of the databases that bear this test's prefix, in order.
+    pub async fn tenant_databases(&self) -> Vec<String> {
+        let select = "select datname::text from pg_database where starts_with(datname, $1) order by 1";
+        let rows = self.superuser().await.query(select, &[&self.prefix]).await.expect("list the tenants");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Lets [`Self::finish`] meet `finding`: for tests that mean it.
+    pub fn allow(mut self, finding: Finding) -> Self {
+        self.allowed.push(finding);
+        self
+    }
+
+    /// Looks for what must not be left, then removes the tenants and the main database. Daemons are to be ended before.
+    ///
+    /// # Panics
+    /// With everything that was found and not allowed; then nothing is removed.
+    pub async fn finish(mut self) {
+        let client = self.superuser().await;
+        let found = audit(&client, &self.prefix, &self.allowed).await;
+        assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
+        let mut databases = self.tenant_databases().await;
+        databases.extend(self.spares(&client).await);
+        drop(client);
+        databases.push(self.name.clone());
+        let admin = self.server.superuser("postgres").await;
+        for name in databases {
+            let drop = format!("drop database if exists \"{name}\" with (force)");
+            admin.batch_execute(&drop).await.unwrap_or_else(|error| panic!("{drop}: {error:?}"));
+        }
+        self.finished = true;
+    }
+
+    /// Databases under a random name that are recorded in this registry.
+    async fn spares(&self, client: &Client) -> Vec<String> {
+        let table = "select to_regclass('tenantd.spare') is not null";
+        if !client.query_one(table, &[]).await.expect("look for the table").get::<_, bool>(0) {
+            return Vec::new();
+        }
+        let select =
+            "select s.name from tenantd.spare s join pg_database on datname = s.name where starts_with(s.name, $1)";
+        let rows = client.query(select, &[&SPARE_PREFIX]).await.expect("list the spares");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    fn url_as(&self, role: &str, password: &str) -> String {
+        let password = utf8_percent_encode(password, NON_ALPHANUMERIC);
+        let root = self.server.authority().root().display();
+        let (address, name) = (self.server.address(), &self.name);
+        format!("postgresql://{role}:{password}@{address}/{name}?sslmode=verify-full&sslrootcert={root}")
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let directory = self.server.directory().display();
+            eprintln!("kept: database {} in {directory} (which stays if TENANTD_TEST_KEEP=1)", self.name);
+        } else {
+            assert!(
+                self.finished || !cfg!(test),
+                "finish() was not called on {}: nobody looked what is left",
+                self.name
+            );
+        }
+    }
+}
+
+/// Makes roles and template, once for a server.
+async fn prepare(server: &TestServer) {
+    let admin = server.superuser("postgres").await;
+    let version: i32 = admin
+        .query_one("select current_setting('server_version_num')::int", &[])
+        .await
+        .expect("ask for the version")
+        .get(0);
+    let options = if version >= 160_000 { "with inherit true, set true" } else { "" };
+    let roles = format!(
+        "create role tenantd login createdb password '{TENANTD_PASSWORD}';
+         create role tenant_owner nologin;
+         grant tenant_owner to tenantd {options};
+         create role app login password '{APP_PASSWORD}';
+         create role stranger login password '{STRANGER_PASSWORD}';"
+    );
+    admin.batch_execute(&roles).await.expect("make the roles");
+    admin.batch_execute(&format!("create database {TEMPLATE}")).await.expect("make the template");
+    let template = server.superuser(TEMPLATE).await;
+    let schema = "create table public.users (
+             id uuid primary key default gen_random_uuid(),
+             email text not null unique,
+             created_at timestamptz not null default now()
+         );
+         grant insert, select on public.users to app;
+         create schema tenantd authorization tenantd;
+         grant select (id), trigger on public.users to tenantd;";
+    template.batch_execute(schema).await.expect("fill the template");
+    let close = format!(
+        "alter database {TEMPLATE} allow_connections false;
+         select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{TEMPLATE}';"
+    );
+    for statement in close.split_inclusive(';') {
+        admin.batch_execute(statement).await.expect("close the template");
+    }
+}
