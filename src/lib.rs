@@ -3,6 +3,7 @@
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod migrations;
 pub mod pg;
 pub mod tasks;
 pub mod tenant;
