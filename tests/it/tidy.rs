@@ -257,6 +257,7 @@ fn the_rules_see_breaches() {
             "src/plan.rs",
             "// use crate::pg;\nuse crate::error::{Error, pg};\nconst A: &str = \"crate::pg\"; /* crate::pg */",
         ),
+        ("src/plan.rs", "#[cfg(test)]\nmod tests {\n    use super::provision;\n}"),
         ("src/registry/claim.rs", "use crate::{pg, error::Kind};\nuse super::commands;"),
         ("src/pg/mod.rs", "const RAW: &str = r#\"\" crate::commands\"#; fn a<'a>(b: &'a str) -> char { '\"' }"),
     ];

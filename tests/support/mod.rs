@@ -8,6 +8,7 @@ pub mod audit;
 pub mod certificates;
 pub mod daemon;
 pub mod database;
+pub mod directory;
 pub mod process;
 pub mod proxy;
 pub mod server;

@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::certificates::{Authority, Certificate, Validity};
+use super::directory::Directory;
 use super::process::{Signal, mortal, run, signal, spawn, wait};
 use super::until::INTERVAL;
 
@@ -98,7 +99,7 @@ impl Builder {
     #[must_use]
     pub fn start(self) -> Arc<TestServer> {
         let user = rustix::process::geteuid().is_root().then(database_user);
-        let directory = Directory::new();
+        let directory = Directory::make();
         let path = directory.path();
         let authority = Authority::new(path, "authority");
         let server = authority.server("server", &self.names, self.validity);
@@ -313,47 +314,6 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         self.stop(Stop::Immediate);
-    }
-}
-
-/// A temporary directory with a guardian: a shell whose stdin ends when this value is dropped or this process ends, SIGKILL included.
-/// It waits until the server is gone, then removes the directory, unless `TENANTD_TEST_KEEP` is set.
-#[derive(Debug)]
-struct Directory {
-    path: PathBuf,
-    guardian: Child,
-}
-
-const GUARDIAN: &str = r#"
-trap '' HUP INT TERM
-read -r _
-tries=0
-while process=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && [ -n "$process" ] && [ "$tries" -lt 100 ]; do
-    kill -QUIT "$process" 2>/dev/null || break
-    tries=$((tries + 1))
-    sleep 0.1
-done
-[ -n "$TENANTD_TEST_KEEP" ] || rm -rf -- "$1"
-"#;
-
-impl Directory {
-    fn new() -> Self {
-        let path = tempfile::Builder::new().prefix("tenantd-").tempdir().expect("a temporary directory").keep();
-        let mut command = Command::new("sh");
-        command.args(["-c", GUARDIAN, "guardian"]).arg(&path).stdin(Stdio::piped());
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        Self { path, guardian: spawn(command) }
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        drop(self.guardian.stdin.take());
-        let _ = self.guardian.wait();
     }
 }
 

@@ -37,7 +37,10 @@ impl Source {
         // From the crate's top: `super` of a file in src, `super::super` of a file in a folder of it.
         let above = if self.path.matches('/').count() == 1 { "super::" } else { "super::super::" };
         let mut found = names_after(&self.code, "crate::");
-        found.extend(names_after(&self.code, above).into_iter().filter(|name| name != "super" && name != "*"));
+        // A module of tests is one deeper, and what it names with `super` is its file's.
+        found.extend(
+            names_after(&self.without_tests(), above).into_iter().filter(|name| name != "super" && name != "*"),
+        );
         found.sort();
         found.dedup();
         found
