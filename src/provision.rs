@@ -16,6 +16,7 @@ use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Again, Claim, Done};
 use crate::registry::sets::Relations;
+use crate::registry::sweep::Room;
 use crate::retry::{Next, Schedule};
 use crate::tenant::{database_name, hex};
 
@@ -29,7 +30,7 @@ const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
 const FORGET_SPARES_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// Everything a reconcile needs, the same for every tenant.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Context {
     /// The server that the tenants' databases are on.
     pub server: Server,
@@ -85,6 +86,15 @@ impl Context {
         let as_set = |roles: &[String]| roles.iter().cloned().collect::<BTreeSet<_>>();
         let text = format!("{:?}", (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles)));
         hex(&Sha256::digest(text.as_bytes()))
+    }
+
+    /// How many more tenants the brakes let be made.
+    #[must_use]
+    pub fn room(&self, counted: Room) -> i64 {
+        let of_server = i64::from(self.config.tenant.max) - counted.tenants;
+        let per_hour = i64::from(self.config.tenant.max_per_hour);
+        let room = if per_hour == 0 { of_server } else { of_server.min(per_hour - counted.last_hour) };
+        room.max(0)
     }
 
     fn schedule(&self) -> Schedule {

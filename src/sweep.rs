@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, Kind, Result};
 use crate::provision::{Context, Outcome, drop_strays, reconcile};
 use crate::registry::signup::Table;
-use crate::registry::sweep::Expected;
+use crate::registry::sweep::{Candidate, Expected};
 use crate::retry::WAIT;
 use crate::tasks::Tasks;
 
@@ -125,9 +125,9 @@ pub async fn sweep(
         Err(error) => return Err(error),
     }
     report.strays = drop_strays(&context.registry).await?;
-    let mut keys = context.registry.candidates(&expected(context, run.by_hand)).await?;
+    let candidates = context.registry.candidates(&expected(context, run.by_hand)).await?;
     report.newer = if context.relations.newer.is_empty() { 0 } else { context.registry.count_newer(&context.relations.newer).await? };
-    report.braked = brake(context, &mut keys).await?;
+    let keys = brake(context, candidates, &mut report).await?;
     report.chosen = keys.len();
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
     report.took = began.elapsed();
@@ -143,6 +143,22 @@ fn expected(context: &Context, by_hand: bool) -> Expected {
         verify_every: context.config.sweep.verify_every,
         by_hand,
     }
+}
+
+/// Leaves out the tenants that may not be made now.
+async fn brake(context: &Context, candidates: Vec<Candidate>, report: &mut Report) -> Result<Vec<String>> {
+    let making = candidates.iter().filter(|candidate| candidate.making).count();
+    let mut room = if making == 0 { 0 } else { context.room(context.registry.room().await?) };
+    let keep = |candidate: &Candidate| {
+        if !candidate.making {
+            return true;
+        }
+        room -= 1;
+        room >= 0
+    };
+    let (keys, braked): (Vec<_>, Vec<_>) = candidates.into_iter().partition(keep);
+    report.braked = braked.len();
+    Ok(keys.into_iter().map(|candidate| candidate.key).collect())
 }
 
 async fn run_lanes(

@@ -2,14 +2,10 @@
 //!
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
-use std::time::{Duration, Instant};
-
-use tokio_postgres::Client;
-use tokio_postgres::types::Type;
-
 use super::Isolation;
 use crate::config;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Database, Desired, Observed, Step};
 use crate::registry::Registry;
@@ -17,11 +13,10 @@ use crate::registry::claim::{Claim, Done};
 use crate::registry::hand_over::HandOver;
 use crate::tenant::{Marker, spare_name};
 
-/// How long a connection of ours may take to vanish from a database that is about to be renamed.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where the history of a tenant's migrations is.
+const SCHEMA: &str = "public";
 
 /// One tenant's database under work.
-#[derive(Debug)]
 pub struct DatabaseIsolation<'a> {
     server: &'a Server,
     registry: &'a Registry,
@@ -89,12 +84,18 @@ impl<'a> DatabaseIsolation<'a> {
         let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
         let server = self.server;
         let application_name = format!("tenantd:{}", claim.key);
-        let executor = Executor::new(desired.set, History::tenant(), &self.registry.worker)
-            .owner(self.settings.owner.as_deref())
-            .out_of_order(desired.out_of_order)
-            .protect_from(&self.settings.use_roles);
+        let executor = Executor {
+            set: desired.set,
+            history: History::tenant(SCHEMA),
+            owner: self.settings.owner.as_deref(),
+            protect_from: self.settings.use_roles.clone(),
+            lock_timeout: migrate::LOCK_TIMEOUT,
+            statement_timeout: migrate::STATEMENT_TIMEOUT,
+            applied_by: self.registry.worker.clone(),
+            out_of_order: desired.out_of_order,
+        };
         let session = self.session(claim, &name).await?;
-        executor.apply(session, async || server.connect(Some(&name), &application_name).await).await?;
+        executor.apply(session, || server.connect(Some(&name), &application_name)).await?;
         Ok(())
     }
 
@@ -107,7 +108,7 @@ impl<'a> DatabaseIsolation<'a> {
                 .batch_execute(&format!("alter database {} with allow_connections false", quote::identifier(&spare)))
                 .await
                 .doing(|| format!("close the database {spare:?}"))?;
-            wait_until_empty(&session, &spare).await?;
+            admin::wait_until_empty(&session, &spare).await?;
         }
         let connect: Vec<String> = self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
         self.registry.hand_over(claim, HandOver { spare: &spare, name: desired.name, connect: &connect, done }).await?;
@@ -142,9 +143,9 @@ impl Isolation for DatabaseIsolation<'_> {
             && seen.open
             && claim.database_oid.is_none_or(|oid| oid == seen.oid)
         {
-            let executor = Executor::new(desired.set, History::tenant(), &self.registry.worker);
             let session = self.session(claim, desired.name).await?;
-            seen.applied = Some(executor.history(session).await?);
+            let rows = History::tenant(SCHEMA).read(session).await?;
+            seen.applied = Some(rows.iter().map(AppliedRow::recorded).collect());
         }
         Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
     }
@@ -228,23 +229,4 @@ fn connect_grants(name: &str, settings: &config::Tenant) -> String {
         .chain(&settings.connect_roles)
         .map(|role| format!("grant connect on database {name} to {};", quote::identifier(role)))
         .collect()
-}
-
-/// RENAME looks for other sessions once and then sleeps a tenth of a second: waiting here until ours are gone is quicker.
-async fn wait_until_empty(client: &Client, name: &str) -> Result<()> {
-    let deadline = Instant::now() + LEAVE_TIMEOUT;
-    loop {
-        let there = client
-            .query_typed_opt("select from pg_stat_activity where datname = $1 limit 1", &[(&name, Type::TEXT)])
-            .await
-            .doing(|| format!("look for sessions in database {name:?}"))?;
-        if there.is_none() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(Error::new(Kind::InUse, format!("somebody is connected to the database {name:?} in the making"))
-                .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

@@ -1,6 +1,6 @@
 //! Databases as a whole: looking, making, dropping. What cannot be undone is only ever sent for a random name.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -11,6 +11,9 @@ use crate::tenant::SPARE_PREFIX;
 
 /// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a connection of ours may take to vanish from a database that is about to be renamed.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database in the server's catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,4 +98,28 @@ pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
             Kind::InUse => error.hint("a prepared transaction or a replication slot in it must end first"),
             _ => error,
         })
+}
+
+/// Waits until nobody is connected to the database `name`, which is closed to connections.
+///
+/// RENAME looks for other sessions once and then sleeps a tenth of a second: waiting here until ours is gone is quicker.
+///
+/// # Errors
+/// [`Kind::InUse`] when somebody stays.
+pub async fn wait_until_empty(client: &Client, name: &str) -> Result<()> {
+    let deadline = Instant::now() + LEAVE_TIMEOUT;
+    loop {
+        let there = client
+            .query_typed_opt("select from pg_stat_activity where datname = $1 limit 1", &[(&name, Type::TEXT)])
+            .await
+            .doing(|| format!("look for sessions in database {name:?}"))?;
+        if there.is_none() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(Kind::InUse, format!("somebody is connected to the database {name:?} in the making"))
+                .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -1,6 +1,8 @@
 //! Postgres: how a connection is made, and what is done to a server that is not the registry.
 
+pub mod admin;
 mod attempt;
+pub mod migrate;
 mod password;
 pub mod pool;
 pub mod quote;
@@ -9,6 +11,7 @@ pub mod session;
 pub mod sqlstate;
 mod tls;
 
+pub use migrate::{Executor, History};
 pub use pool::{Pool, PoolStatus, PooledSession};
 pub use server::Server;
 pub use session::{Notifications, Session};

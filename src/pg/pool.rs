@@ -13,6 +13,9 @@ use tokio_postgres::Client;
 use super::{Doing, Server, Session};
 use crate::error::{Error, Kind, Result};
 
+/// A session used this long ago is taken to stand still; an older one is asked first. A daemon that polls pays for no question.
+const RECENT: Duration = Duration::from_secs(10);
+
 /// How long a session that comes back may take to answer before it is thrown away.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -22,8 +25,7 @@ const CLEAN: &str = "begin; rollback";
 
 /// A bounded number of sessions on the main database. Clones share them.
 ///
-/// A session is handed out only if it answers and no transaction is open in it; one whose statement still runs is thrown
-/// away. What outlives a transaction (SET, session locks, LISTEN) does not belong here: such a session comes from
+/// A session is handed out only if it was used a moment ago, or answers; one whose statement still runs then is thrown away. What outlives a transaction (SET, session locks, LISTEN) does not belong here: such a session comes from
 /// [`Server::connect`].
 #[derive(Clone)]
 pub struct Pool {
@@ -147,9 +149,13 @@ impl managed::Manager for Maker {
         self.server.connect(None, &self.application_name).await
     }
 
-    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<Error> {
+    async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
         if session.is_closed() {
             return Err(RecycleError::message("the connection has ended"));
+        }
+        // The driver rolls a transaction back by itself when it is dropped, so that a recent session is clean without asking.
+        if metrics.last_used() < RECENT {
+            return Ok(());
         }
         session.batch_execute(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
         Ok(())

@@ -26,7 +26,6 @@ const SLICE: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The doorbell's connections, listening.
-#[derive(Debug)]
 pub struct Doorbell {
     listening: Session,
     lock: Session,
@@ -121,7 +120,9 @@ impl Doorbell {
         match tokio::time::timeout(PING_TIMEOUT, round).await {
             Ok(result) => result,
             Err(_) => {
-                self.ping.cancel().await;
+                if let Err(error) = self.ping.cancel().await {
+                    tracing::debug!(error = error.chain(), "the ping was not cancelled and ends with its connection");
+                }
                 Err(Error::new(Kind::Unreachable, format!("the doorbell's own ping did not come back within {PING_TIMEOUT:?}")).hint(
                     "NOTIFY is stuck (a synchronous standby that is gone?) or a pooler swallows LISTEN (main.url must reach the server directly)",
                 ))

@@ -9,8 +9,7 @@ use super::{Registry, field};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Pool, Server, quote};
-use crate::tasks::Tasks;
+use crate::pg::{Doing, Executor, History, Pool, Server, migrate, quote};
 use crate::tenant::Work;
 
 /// What the installation is asked to do besides installing.
@@ -174,8 +173,17 @@ async fn make_registry(server: &Server, client: &mut Client, moved: Moved, chang
     if !missing.is_empty() {
         forget_history(client, &missing).await?;
     }
-    let history = History { schema: "tenantd".to_owned(), table: "migration".to_owned() };
-    let applied = Executor::new(&set, history, "setup").apply(client, async || server.connect(None, "tenantd:setup").await).await?;
+    let executor = Executor {
+        set: &set,
+        history: History::main(),
+        owner: None,
+        protect_from: Vec::new(),
+        lock_timeout: migrate::LOCK_TIMEOUT,
+        statement_timeout: migrate::STATEMENT_TIMEOUT,
+        applied_by: "setup".to_owned(),
+        out_of_order: false,
+    };
+    let applied = executor.apply(client, || server.connect(None, "tenantd:setup")).await?;
     changes.extend(applied.ran.iter().map(|ran| format!("applied registry migration {} {}", ran.version, ran.name)));
     identity::settle(client, Moved::Refuse).await?;
     let breaking = set.migrations().iter().filter(|migration| migration.breaking.as_ref().is_some_and(|mark| mark.breaking)).map(|migration| migration.version).max();
@@ -294,7 +302,7 @@ async fn count_held(client: &Client, config: &Config, notes: &mut Vec<String>) -
             "{held} users from before are held; {named} databases bear their names already; making them due would take about {} MB and {} s: \
              tenantd setup --backfill",
             held * 73 / 10,
-            (held * 45).div_ceil(1000)
+            held * 45 / 1000 + 1
         ));
     }
     Ok(())
