@@ -135,6 +135,13 @@ impl Doorbell {
         self.rings.notified().await;
     }
 
+    /// Ends a wait for the lock at once: the server would hold a dead client's place in the queue until the slice is over.
+    pub async fn abandon(&self) {
+        if let Err(error) = self.lock.cancel().await {
+            tracing::debug!(error = error.chain(), "the wait for the doorbell's lock ends by itself");
+        }
+    }
+
     /// Whether all three connections still stand.
     #[must_use]
     pub fn stands(&self) -> bool {

@@ -5,11 +5,11 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Moved};
 use super::signup::{self, Table, Trigger};
-use super::{Registry, field};
+use super::{Registry, Worker, field};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Pool, Server, migrate, quote};
+use crate::pg::{Doing, Executor, History, Server, migrate, quote};
 use crate::tenant::Work;
 
 /// What the installation is asked to do besides installing.
@@ -37,7 +37,7 @@ pub struct Installed {
 const TABLES: [&str; 4] = ["registry", "tenant", "migration_set", "spare"];
 
 impl Registry {
-    /// Installs what is missing and opens the registry. `worker` names this process; `size` bounds its connections to the main database.
+    /// Installs what is missing and opens the registry for `worker`.
     ///
     /// # Guarantees
     /// Signups never wait for it longer than a tenth of a second. A crash in the middle leaves something that the next call completes.
@@ -45,26 +45,15 @@ impl Registry {
     ///
     /// # Errors
     /// [`Kind::Usage`] for settings that do not fit the database; [`Kind::Rights`]; [`Kind::RegistryNewer`]; [`Kind::Locked`].
-    pub async fn install(server: &Server, config: &Config, wishes: Wishes, worker: &str, size: usize) -> Result<(Registry, Installed)> {
-        let mut session = server.connect(None, &format!("tenantd:{worker}")).await?;
+    pub async fn install(server: &Server, config: &Config, wishes: Wishes, worker: &Worker) -> Result<(Registry, Installed)> {
+        let mut session = server.connect(None, &worker.application_name).await?;
         let mut changes = Vec::new();
         let mut notes = Vec::new();
         lock_installation(&session).await?;
         let table = signup::inspect(&session, &config.signup).await?;
         make_schema(&session, &mut changes).await?;
         let (id, held) = make_registry(server, &mut session, wishes.moved, &mut changes).await?;
-        let notify = decide_notify(&session, config, &mut notes).await?;
-        if signup::install_function(&session, &table, notify).await? {
-            changes.push("made the function tenantd.signup()".to_owned());
-        }
-        if signup::install_triggers(&session, &table).await? {
-            changes.push(format!("put the trigger tenantd_signup on {}", table.triggers_on.join(", ")));
-        }
-        for on in &table.triggers_on {
-            if signup::trigger(&session, on, table.by_row).await? == Trigger::Disabled {
-                notes.push(format!("the trigger on {on} is switched off, so only sweeps find its signups: alter table {on} enable trigger tenantd_signup"));
-            }
-        }
+        let notify = put_trigger(&session, config, &table, &mut changes, &mut notes).await?;
         if !held {
             hold_users(&mut session, &table, &config.tenant.prefix, &mut changes, &mut notes).await?;
         }
@@ -74,18 +63,34 @@ impl Registry {
         }
         count_held(&session, config, &mut notes).await?;
         session.close().await;
-        let registry = Registry { pool: Pool::new(server.clone(), size, &format!("tenantd:{worker}")), id, worker: worker.to_owned() };
-        Ok((registry, Installed { table, notify, changes, notes }))
+        Ok((worker.registry(server, id), Installed { table, notify, changes, notes }))
+    }
+
+    /// Puts back what a running daemon finds missing of function, trigger and grants; a new partition gets its trigger. Changes nothing else.
+    ///
+    /// # Errors
+    /// [`Kind::Registry`] when the registry is gone or another one stands in its place: the next start installs. Else as [`Registry::install`].
+    pub async fn mend(&self, config: &Config) -> Result<Installed> {
+        let session = self.session().await?;
+        let there = identity::read(&session).await?;
+        if there.is_none_or(|identity| identity.id != self.id) {
+            return Err(Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran")
+                .hint("restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`"));
+        }
+        let (mut changes, mut notes) = (Vec::new(), Vec::new());
+        let table = signup::inspect(&session, &config.signup).await?;
+        let notify = put_trigger(&session, config, &table, &mut changes, &mut notes).await?;
+        grant(&session, config, &mut notes).await?;
+        Ok(Installed { table, notify, changes, notes })
     }
 
     /// Opens a registry that is installed already, without changing anything.
     ///
     /// # Errors
     /// [`Kind::Usage`] when there is none, or it belongs to another database; [`Kind::RegistryNewer`].
-    pub async fn open(server: &Server, worker: &str, size: usize) -> Result<Registry> {
-        let pool = Pool::new(server.clone(), size, &format!("tenantd:{worker}"));
+    pub async fn open(server: &Server, worker: &Worker) -> Result<Registry> {
         let none = || Error::usage("there is no registry in the main database").hint("`tenantd setup` installs it");
-        let session = pool.get().await?;
+        let session = server.connect(None, &worker.application_name).await?;
         let there = session
             .query_typed_one("select to_regclass('tenantd.registry') is not null as there", &[])
             .await
@@ -95,8 +100,8 @@ impl Registry {
         }
         let identity = identity::read(&session).await?.ok_or_else(none)?;
         identity::check(&identity, embedded::main()?.newest_version())?;
-        drop(session);
-        Ok(Registry { pool, id: identity.id, worker: worker.to_owned() })
+        session.close().await;
+        Ok(worker.registry(server, identity.id))
     }
 
     /// Takes the registry, the function and with it the triggers away. The tenants' databases stay.
@@ -107,6 +112,31 @@ impl Registry {
         let session = server.connect(None, "tenantd:setup").await?;
         signup::without_queueing(&session, "drop schema if exists tenantd cascade").await.map_err(|error| error.context("remove schema tenantd"))
     }
+}
+
+/// Function and triggers, each compared with the catalogue first. Returns whether signups may ring.
+async fn put_trigger(
+    client: &Client,
+    config: &Config,
+    table: &Table,
+    changes: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<bool> {
+    let notify = decide_notify(client, config, notes).await?;
+    if signup::install_function(client, table, notify).await? {
+        changes.push("made the function tenantd.signup()".to_owned());
+    }
+    if signup::install_triggers(client, table).await? {
+        changes.push(format!("put the trigger tenantd_signup on {}", table.triggers_on.join(", ")));
+    }
+    for on in &table.triggers_on {
+        if signup::trigger(client, on, table.by_row).await? == Trigger::Disabled {
+            notes.push(format!(
+                "the trigger on {on} is switched off, so only sweeps find its signups: alter table {on} enable trigger tenantd_signup"
+            ));
+        }
+    }
+    Ok(notify)
 }
 
 /// One installation at a time. The lock ends with the session; it is tried for, never waited for.

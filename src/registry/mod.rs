@@ -19,7 +19,7 @@ use tokio_postgres::types::FromSqlOwned;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Pool, PooledSession};
+use crate::pg::{Pool, PooledSession, Server};
 
 /// The registry of one main database, opened: its schema is there, and it belongs to this database.
 #[derive(Debug, Clone)]
@@ -29,6 +29,34 @@ pub struct Registry {
     pub id: Uuid,
     /// Who claims: `host:pid` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
+}
+
+/// A process that works on the registry.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// `host:pid`, as it stands in `leased_by`.
+    pub name: String,
+    /// The name of its connections to the main database; a daemon's begins with `tenantd:daemon `, by which `status` knows it.
+    pub application_name: String,
+    /// The most connections it has to the main database, its doorbell's apart.
+    pub connections: usize,
+}
+
+impl Worker {
+    /// This process, as a `role` such as `daemon` or `sweep`.
+    #[must_use]
+    pub fn new(role: &str, host: &str, connections: usize) -> Self {
+        let name = format!("{host}:{}", std::process::id());
+        let mut application_name = format!("tenantd:{role} {name}");
+        // The server would cut it off with a notice.
+        application_name.truncate(crate::tenant::MAX_IDENTIFIER_BYTES);
+        Worker { name, application_name, connections }
+    }
+
+    fn registry(&self, server: &Server, id: Uuid) -> Registry {
+        let pool = Pool::new(server.clone(), self.connections, &*self.application_name);
+        Registry { pool, id, worker: self.name.clone() }
+    }
 }
 
 impl Registry {

@@ -1,0 +1,38 @@
+//! The notice `tenantd_ready`: a hint to the application that a tenant became ready, sent apart from all work.
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::pg::{Doing, Server, Session};
+use crate::registry::hand_over::notify_ready;
+
+/// Keys sent in one transaction.
+const AT_ONCE: usize = 100;
+
+/// Sends a notice for each key that comes, until stopped. A notice that cannot be sent is dropped: whoever waits looks at the view.
+pub async fn send(server: Server, application_name: String, mut ready: mpsc::UnboundedReceiver<String>, stop: CancellationToken) {
+    let mut session = None;
+    loop {
+        let mut keys = Vec::new();
+        tokio::select! {
+            received = ready.recv_many(&mut keys, AT_ONCE) => if received == 0 { return },
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = send_once(&server, &application_name, &mut session, &keys).await {
+            tracing::debug!(error = error.chain(), "a notice was dropped");
+            session = None;
+        }
+    }
+}
+
+async fn send_once(server: &Server, application_name: &str, session: &mut Option<Session>, keys: &[String]) -> Result<()> {
+    if session.as_ref().is_none_or(Session::is_closed) {
+        let fresh = server.connect(None, application_name).await?;
+        // The lock that all commits with a NOTIFY share: a stuck one must not keep our connection for ever.
+        fresh.batch_execute("set lock_timeout = '1s'").await.doing(|| "prepare the connection for notices".to_owned())?;
+        *session = Some(fresh);
+    }
+    let session = session.as_ref().expect("connected above");
+    notify_ready(session, keys).await
+}
