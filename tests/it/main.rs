@@ -4,3 +4,4 @@
 pub mod support;
 
 mod connecting;
+mod migrations;

@@ -1,0 +1,159 @@
+//! The history: a table beside what was migrated, one row for each migration. Always named in full, and read by the simple protocol, so that one
+//! message asks for a lock and reads what is applied.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use crate::error::{Error, Kind, Result};
+use crate::migrations::Entry;
+use crate::migrations::compare::Recorded;
+use crate::pg::Doing;
+
+/// Where the history of a schema is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    schema: String,
+    table: String,
+}
+
+/// A row of the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppliedRow {
+    /// Which migration.
+    pub entry: Entry,
+    /// When it was first begun, by the server's clock.
+    pub started_at: Timestamp,
+    /// When it came to its end; `None`: unfinished.
+    pub applied_at: Option<Timestamp>,
+    /// How many of its statements are done.
+    pub statements_done: usize,
+    /// How long the last run took. `None` on an unfinished row: it is running, or its runner vanished in the middle of a statement;
+    /// with a value there the run ended by itself, and the statement not counted was not done.
+    pub duration_ms: Option<i64>,
+    /// Who ran it last.
+    pub applied_by: String,
+}
+
+impl AppliedRow {
+    /// What comparing needs of it.
+    #[must_use]
+    pub fn recorded(&self) -> Recorded {
+        Recorded { entry: self.entry.clone(), finished: self.applied_at.is_some() }
+    }
+}
+
+impl History {
+    /// The history of a tenant whose tables are in `schema`.
+    #[must_use]
+    pub fn tenant(schema: &str) -> Self {
+        History { schema: schema.to_owned(), table: "tenantd_migration".to_owned() }
+    }
+
+    /// The history of the registry.
+    #[must_use]
+    pub fn main() -> Self {
+        History { schema: "tenantd".to_owned(), table: "migration".to_owned() }
+    }
+
+    /// The schema that is migrated.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// Every row by version; none when the table is not there.
+    ///
+    /// # Errors
+    /// By SQLSTATE; [`Kind::Drift`] when the table is not one of ours.
+    pub async fn read(&self, client: &Client) -> Result<Vec<AppliedRow>> {
+        Ok(self.look(client).await?.unwrap_or_default())
+    }
+
+    /// The same; `None` when the table is not there.
+    pub(super) async fn look(&self, client: &Client) -> Result<Option<Vec<AppliedRow>>> {
+        match client.simple_query(&self.select()).await {
+            Ok(messages) => rows(&messages).map(Some),
+            Err(error) if error.code().is_some_and(|code| code.code() == "42P01") => Ok(None),
+            Err(error) => Err(error).doing(|| format!("read the history {}", self.name())),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("{}.{}", escape_identifier(&self.schema), escape_identifier(&self.table))
+    }
+
+    /// Whether `table` is this one's, without its schema, as the server names it in an error.
+    pub(super) fn is_called(&self, table: Option<&str>) -> bool {
+        table == Some(&self.table)
+    }
+
+    /// The key of the lock that whoever migrates the schema holds.
+    pub(super) fn lock(&self) -> String {
+        let name = escape_literal(&format!("tenantd.migrate:{}", self.schema));
+        format!("pg_catalog.hashtextextended({name}, 0)")
+    }
+
+    /// Makes the table, which nobody but its owner may write to. The caller holds the lock, and has taken the owner's role.
+    pub(super) fn create(&self, protect_from: &[String]) -> String {
+        let name = self.name();
+        let mut sql = format!(
+            "create table if not exists {name} (
+                 version bigint primary key,
+                 name text not null,
+                 checksum text not null,
+                 started_at timestamptz not null,
+                 applied_at timestamptz,
+                 statements_done integer not null,
+                 duration_ms bigint,
+                 applied_by text not null
+             );
+             revoke all on {name} from public;"
+        );
+        for role in protect_from {
+            let role = escape_identifier(role);
+            let _ = write!(sql, "revoke insert, update, delete, truncate on {name} from {role};");
+        }
+        sql
+    }
+
+    pub(super) fn select(&self) -> String {
+        let name = self.name();
+        format!(
+            "select version, name, checksum, (extract(epoch from started_at) * 1000000)::bigint,
+                    (extract(epoch from applied_at) * 1000000)::bigint, statements_done, duration_ms, applied_by
+             from {name} order by version"
+        )
+    }
+}
+
+/// The rows of [`History::select`] among the answers to one message.
+pub(super) fn rows(messages: &[SimpleQueryMessage]) -> Result<Vec<AppliedRow>> {
+    let rows = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) if row.len() == 8 => Some(row),
+        _ => None,
+    });
+    rows.map(|row| {
+        read_row(row).ok_or_else(|| Error::new(Kind::Drift, "the history holds a row that tenantd cannot have written"))
+    })
+    .collect()
+}
+
+fn read_row(row: &SimpleQueryRow) -> Option<AppliedRow> {
+    let time = |index| row.get(index).map(|text| Timestamp::from_microsecond(text.parse().ok()?).ok());
+    let entry =
+        Entry { version: row.get(0)?.parse().ok()?, name: row.get(1)?.to_owned(), checksum: row.get(2)?.to_owned() };
+    Some(AppliedRow {
+        entry,
+        started_at: time(3)??,
+        applied_at: match time(4) {
+            Some(time) => Some(time?),
+            None => None,
+        },
+        statements_done: row.get(5)?.parse().ok()?,
+        duration_ms: row.get(6).and_then(|text| text.parse().ok()),
+        applied_by: row.get(7)?.to_owned(),
+    })
+}

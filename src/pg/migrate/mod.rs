@@ -1,0 +1,278 @@
+//! Runs migrations, for the registry and for tenants alike. What to run is decided by `migrations::compare`; this is where it happens.
+
+mod failure;
+mod history;
+mod statements;
+
+use std::borrow::Borrow;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::join;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use self::failure::{of_ours, of_sql};
+pub use self::history::{AppliedRow, History};
+use crate::error::{Error, Kind, Result};
+use crate::migrations::compare::{Recorded, compare};
+use crate::migrations::split::{Statement, split};
+use crate::migrations::{Migration, MigrationSet, Mode};
+use crate::pg::Doing;
+
+/// How long a migration waits for a lock, ours or a table's, before it gives way and is tried again later.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one statement of a migration may take: longer than any honest one, so that a stuck one ends.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// Time between two tries for the lock.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Gives back what a file may have set for the session. Not DISCARD ALL: that forgets the statements the driver keeps prepared, too.
+const RESET: &str = "reset session authorization; reset role; reset all; unlisten *; discard temp;";
+
+/// Brings one schema to a migration set.
+///
+/// # Flow
+/// One transaction for each migration holds the lock of the schema, another look at what is applied, the file and its history row. A file
+/// without a transaction runs statement by statement on a connection of its own, closed on every exit.
+///
+/// # Guarantees
+/// Of several executors on one schema one applies a migration, and none waits for another's lock in the server, so that none can deadlock
+/// with CREATE INDEX CONCURRENTLY. A migration that fails leaves nothing, unless it is one without a transaction: that one goes on at the
+/// next call where it stood. A second call does nothing but read the history.
+///
+/// # Caveats
+/// When the future is dropped before its end, the client may be inside a transaction: close it.
+#[derive(Debug, Clone)]
+pub struct Executor<'a> {
+    /// What the schema shall have.
+    pub set: &'a MigrationSet,
+    /// Where its history is; the schema must exist.
+    pub history: History,
+    /// The role that runs the migrations and owns what they make, the history too; `None`: the role that connected.
+    pub owner: Option<&'a str>,
+    /// Roles that default privileges may have given more of the history than reading.
+    pub protect_from: Vec<String>,
+    /// See [`LOCK_TIMEOUT`].
+    pub lock_timeout: Duration,
+    /// See [`STATEMENT_TIMEOUT`].
+    pub statement_timeout: Duration,
+    /// Who does it, for the history.
+    pub applied_by: String,
+    /// Whether a version below the newest applied is applied.
+    pub out_of_order: bool,
+}
+
+/// What a call of [`Executor::apply`] came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The version that the schema has now.
+    pub version: i64,
+    /// What this call ran, in order.
+    pub ran: Vec<Ran>,
+}
+
+/// A migration that was run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Its version.
+    pub version: i64,
+    /// Its name.
+    pub name: String,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Ran {
+    fn of(migration: &Migration, started: Instant) -> Self {
+        Ran { version: migration.version, name: migration.name.clone(), duration: started.elapsed() }
+    }
+}
+
+impl Executor<'_> {
+    /// Applies what is missing. `connect_again` makes one more connection to the same database, as the same role; it is called once for each
+    /// file without a transaction.
+    ///
+    /// Afterwards, also after an error, the client stands outside a transaction with the settings that it was connected with.
+    ///
+    /// # Errors
+    /// [`Kind::Drift`] and [`Kind::Newer`] before anything is touched; [`Kind::Migration`] for SQL that fails, with file, line and column;
+    /// [`Kind::MigrationLocked`] when another migrates the schema, or a table is locked, for longer than `lock_timeout`; else by SQLSTATE.
+    pub async fn apply<C, Connecting>(
+        &self,
+        client: &mut Client,
+        // Not AsyncFn: that cannot say that its future may go to another thread, so that no task could apply anything.
+        connect_again: impl Fn() -> Connecting,
+    ) -> Result<Applied>
+    where
+        C: Borrow<Client>,
+        Connecting: Future<Output = Result<C>>,
+    {
+        let mut ran = Vec::new();
+        let mut rows = self.history.look(client).await?;
+        let mut pending = self.pending(rows.as_deref().unwrap_or_default())?;
+        while let Some(next) = pending.first() {
+            let done = match next.mode {
+                Mode::Transaction => self.in_transaction(client, next, rows.is_some()).await?,
+                Mode::Statements => {
+                    let own = connect_again().await?;
+                    self.by_statement(own.borrow(), next).await?
+                }
+            };
+            if let Some(done) = done {
+                ran.push(done);
+                pending.remove(0);
+                rows.get_or_insert_default();
+            } else {
+                rows = self.history.look(client).await?;
+                pending = self.pending(rows.as_deref().unwrap_or_default())?;
+            }
+        }
+        Ok(Applied { version: self.set.newest_version(), ran })
+    }
+
+    fn pending(&self, rows: &[AppliedRow]) -> Result<Vec<&Migration>> {
+        let recorded: Vec<Recorded> = rows.iter().map(AppliedRow::recorded).collect();
+        compare(self.set, &recorded, self.out_of_order).pending()
+    }
+
+    /// `None`: what is to be applied first has changed meanwhile.
+    async fn in_transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<Option<Ran>> {
+        let started = Instant::now();
+        let result = self.transaction(client, next, table_is_there).await;
+        if !matches!(result, Ok(true)) {
+            // On a broken connection this fails too, and the server rolls back by itself.
+            let _ = client.batch_execute(&format!("rollback; {RESET}")).await;
+        }
+        Ok(result?.then(|| Ran::of(next, started)))
+    }
+
+    async fn transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<bool> {
+        let (transaction, mut rows) = self.begin_with_lock(client, table_is_there).await?;
+        if !table_is_there {
+            let create = self.history.create(&self.protect_from) + &self.history.select();
+            let answer = client.simple_query(&create).await;
+            let answer = answer.doing(|| format!("make the history {}", self.history.name())).map_err(of_ours)?;
+            rows = history::rows(&answer)?;
+        }
+        if self.pending(&rows)?.first().is_none_or(|first| first.version != next.version) {
+            return Ok(false);
+        }
+        // Both are on their way at once, the file first: if it fails, the second finds the transaction aborted and does nothing.
+        let finish = self.finish(next, &transaction);
+        let (file, finish) = join(send(client, &next.sql), client.batch_execute(&finish)).await;
+        if let Err((error, done)) = file {
+            let failed = split(&next.sql).get(done).map(|statement| statement.offset);
+            return Err(of_sql(next, &error, Statement { offset: 0, text: &next.sql }, failed));
+        }
+        finish.map(|()| true).map_err(|error| self.at_the_end(next, &error))
+    }
+
+    /// Begins a transaction that holds the lock: its id, and what is applied. Never waits in the server.
+    async fn begin_with_lock(&self, client: &Client, table_is_there: bool) -> Result<(String, Vec<AppliedRow>)> {
+        let mut begin = format!(
+            "begin isolation level read committed;
+             set local lock_timeout = {}; set local statement_timeout = {};
+             select pg_catalog.pg_try_advisory_xact_lock({}), pg_catalog.txid_current();
+             {}",
+            milliseconds(self.lock_timeout),
+            milliseconds(self.statement_timeout),
+            self.history.lock(),
+            self.role("set local role")
+        );
+        if table_is_there {
+            begin.push_str(&self.history.select());
+        }
+        let started = Instant::now();
+        loop {
+            let answer = client.simple_query(&begin).await;
+            let answer = answer.doing(|| "begin a migration".to_owned()).map_err(of_ours)?;
+            if let (Some("t"), Some(transaction)) = (first_value(&answer, 0), first_value(&answer, 1)) {
+                return Ok((transaction.to_owned(), history::rows(&answer)?));
+            }
+            client.batch_execute("rollback").await.doing(|| "end a try for a lock".to_owned())?;
+            self.pause(started).await?;
+        }
+    }
+
+    /// Waits before the next try for the lock, unless the time is up.
+    async fn pause(&self, started: Instant) -> Result<()> {
+        if started.elapsed() >= self.lock_timeout {
+            let (schema, timeout) = (self.history.schema(), self.lock_timeout);
+            let message = format!("another migrates the schema \"{schema}\": its lock was not had within {timeout:?}");
+            return Err(Error::new(Kind::MigrationLocked, message));
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+
+    /// Takes the owner's role by `how`, or whatever role connected.
+    fn role(&self, how: &str) -> String {
+        let role = self.owner.map_or_else(|| "none".to_owned(), escape_identifier);
+        format!("{how} {role};")
+    }
+
+    /// Writes the history row and commits, if this is still `transaction`; else the row has no version and is refused.
+    fn finish(&self, migration: &Migration, transaction: &str) -> String {
+        format!(
+            "{role}
+             insert into {history}
+                 (version, name, checksum, started_at, applied_at, statements_done, duration_ms, applied_by)
+             select case when pg_catalog.txid_current() = {transaction} then {version} end, {name}, {checksum},
+                 pg_catalog.now(), pg_catalog.clock_timestamp(), {statements},
+                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) * 1000)::bigint, {by};
+             commit;
+             {RESET}",
+            role = self.role("set local role"),
+            history = self.history.name(),
+            version = migration.version,
+            name = escape_literal(&migration.name),
+            checksum = escape_literal(&migration.checksum),
+            statements = split(&migration.sql).len(),
+            by = escape_literal(&self.applied_by),
+        )
+    }
+
+    /// Why the history row could not be committed.
+    fn at_the_end(&self, migration: &Migration, error: &tokio_postgres::Error) -> Error {
+        let file = &migration.file;
+        let without_version = error.as_db_error().is_some_and(|said| {
+            said.code().code() == "23502" && said.column() == Some("version") && self.history.is_called(said.table())
+        });
+        if without_version {
+            let message =
+                format!("{file} brings its own COMMIT or ROLLBACK: it is not recorded, what it committed itself stays");
+            return Error::new(Kind::Migration, message)
+                .hint(format!("take BEGIN and COMMIT out of {file}: tenantd runs it in a transaction"));
+        }
+        of_sql(migration, error, Statement { offset: migration.sql.len(), text: "" }, None)
+    }
+}
+
+/// Sends `sql` as one message; with an error comes how many statements were done before it.
+async fn send(client: &Client, sql: &str) -> Result<(), (tokio_postgres::Error, usize)> {
+    let mut done = 0;
+    let mut answers = pin!(client.simple_query_raw(sql).await.map_err(|error| (error, 0))?);
+    while let Some(answer) = answers.next().await {
+        if let SimpleQueryMessage::CommandComplete(_) = answer.map_err(|error| (error, done))? {
+            done += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A column of the first row among the answers to one message.
+fn first_value(answers: &[SimpleQueryMessage], column: usize) -> Option<&str> {
+    answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => Some(row.get(column)),
+        _ => None,
+    })?
+}
+
+/// A duration as the server takes it: 0 would mean none, and it holds 31 bits.
+fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX).max(1)
+}
