@@ -4,4 +4,6 @@
 pub mod support;
 
 mod connecting;
+mod harness;
 mod migrations;
+mod tidy;

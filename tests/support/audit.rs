@@ -1,10 +1,13 @@
 //! What must not be found in a main database when a test has ended, whatever happened in it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
 use super::until::INTERVAL;
+
+/// How long the locks and connections of an ended process may still be seen.
+const FADING: Duration = Duration::from_secs(3);
 
 /// One thing to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,27 +105,23 @@ impl Finding {
 pub async fn audit(client: &Client, prefix: &str, allowed: &[Finding]) -> Vec<String> {
     let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null";
     let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
+    let start = Instant::now();
     let mut found = Vec::new();
     for finding in Finding::ALL {
         if !allowed.contains(&finding) && (registry || !finding.needs_registry()) {
-            found.extend(look(client, prefix, finding).await.iter().map(|name| format!("{finding:?}: {name}")));
+            found.extend(look(client, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")));
         }
     }
     found
 }
 
-async fn look(client: &Client, prefix: &str, finding: Finding) -> Vec<String> {
-    let mut tries = if finding.fades() { 300 } else { 1 };
+async fn look(client: &Client, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
     loop {
         let rows =
             client.query(finding.query(), &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
-        tries -= 1;
-        if rows.is_empty() || tries == 0 {
+        if rows.is_empty() || !finding.fades() || start.elapsed() > FADING {
             return rows.iter().map(|row| row.get(0)).collect();
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
-
-/// How long an ended process's locks and connections may be seen.
-pub const FADING: Duration = Duration::from_secs(3);

@@ -9,15 +9,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::database::TestDatabase;
-use super::process::{self, Signal, mortal, spawn};
+use super::process::{self, Signal, mortal, spawn, tell};
 use super::until::until;
 
 /// How long a process may take to end.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How to run tenantd: its settings as environment, its arguments. The environment of the test itself is not handed on.
 #[derive(Debug, Clone)]
 pub struct Program {
+    path: PathBuf,
     environment: BTreeMap<String, String>,
     directory: PathBuf,
 }
@@ -45,8 +46,14 @@ impl Program {
     /// With no setting at all.
     #[must_use]
     pub fn bare(directory: &Path) -> Self {
+        Self::other(&program(), directory)
+    }
+
+    /// Another program in its place.
+    #[must_use]
+    pub fn other(path: &Path, directory: &Path) -> Self {
         let environment = BTreeMap::from([("PATH".into(), "/usr/bin:/bin".into())]);
-        Self { environment, directory: directory.to_owned() }
+        Self { path: path.to_owned(), environment, directory: directory.to_owned() }
     }
 
     /// Set up for `database`: its URL and prefix, `tenant_owner`, `app`, signups ring, no HTTP, log as JSON.
@@ -113,7 +120,7 @@ impl Program {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = mortal("KILL", None, program());
+        let mut command = mortal("KILL", None, &self.path);
         command.args(arguments).env_clear().envs(&self.environment).current_dir(&self.directory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -268,7 +275,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.end_now();
         if std::thread::panicking() {
-            eprintln!("log of tenantd:\n{}", joined(&self.log));
+            tell(&format!("log of tenantd:\n{}", joined(&self.log)));
         } else {
             assert!(self.checked || !cfg!(test), "neither terminate(), finish() nor kill() was called on tenantd");
         }
@@ -296,5 +303,5 @@ fn collect(pipe: impl Read + Send + 'static, lines: &Lines) -> JoinHandle<()> {
 }
 
 fn joined(lines: &Lines) -> String {
-    lines.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|line| format!("{line}\n")).collect()
+    lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
 }

@@ -7,6 +7,7 @@ use tenantd::tenant::SPARE_PREFIX;
 use tokio_postgres::Client;
 
 use super::audit::{Finding, audit};
+use super::process::tell;
 use super::server::TestServer;
 
 /// Password of the role `tenantd`: with signs that must be escaped in a URL, and a word to look for in logs.
@@ -176,7 +177,7 @@ impl Drop for TestDatabase {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let directory = self.server.directory().display();
-            eprintln!("kept: database {} in {directory} (which stays if TENANTD_TEST_KEEP=1)", self.name);
+            tell(&format!("kept: database {} in {directory} (which stays if TENANTD_TEST_KEEP=1)", self.name));
         } else {
             assert!(
                 self.finished || !cfg!(test),

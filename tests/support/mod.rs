@@ -1,8 +1,8 @@
 //! What tests, the demo and the benches stand on: a throwaway server with TLS, a main database like an application's, the built daemon as
 //! a child process, and a proxy that plays a bad network.
 //!
-//! Included by path: `#[path = "../support/mod.rs"] pub mod support;`. The integration tests use every item (`tests/it/support.rs`), so
-//! that nothing here can rot; who uses only a part adds `#[expect(dead_code, reason = "…")]` where it includes the module.
+//! Included by path, as a public module so that the compiler does not ask each program to use all of it:
+//! `#[path = "../support/mod.rs"] pub mod support;`. `tests/it/harness.rs` shows that it does what it says.
 
 pub mod audit;
 pub mod certificates;

@@ -85,3 +85,9 @@ pub fn wait(what: &str, child: &mut Child, deadline: Duration) -> std::process::
     });
     status.expect("waited for")
 }
+
+/// Says something about a failed test, where the test's own output goes.
+#[expect(clippy::print_stderr, reason = "the one way out of a test that is failing already")]
+pub fn tell(text: &str) {
+    eprintln!("{text}");
+}

@@ -19,7 +19,7 @@ use super::process::{Signal, mortal, run, signal, spawn, wait};
 use super::until::INTERVAL;
 
 /// How long a server may take to start or stop; generous, since a busy machine is no failure.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// TCP only with TLS and a password; the superuser comes in through the socket in the server's own directory.
 const HOST_RULE: &str = "hostssl all all 127.0.0.1/32 scram-sha-256";
@@ -269,9 +269,10 @@ impl TestServer {
             settings.push(("ssl_ca_file", path(self.authority.root())));
         }
         settings.extend(builder.settings.iter().map(|(name, value)| (name.as_str(), format!("'{value}'"))));
-        let lines: String = settings.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
         let mut file = fs::OpenOptions::new().append(true).open(self.data().join("postgresql.conf")).expect("open it");
-        file.write_all(lines.as_bytes()).expect("write postgresql.conf");
+        for (name, value) in settings {
+            writeln!(file, "{name} = {value}").expect("write postgresql.conf");
+        }
         let rules = format!("local all all trust\n{}\n", builder.host_rule);
         fs::write(self.data().join("pg_hba.conf"), rules).expect("write pg_hba.conf");
     }

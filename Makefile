@@ -1,0 +1,20 @@
+# make test: everything a change must pass.    make demo: tenantd at work, on a server of its own.
+# Both install what the machine lacks; see .ci/install-needs.
+
+# Where rustup puts cargo, for shells that have not read its settings yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: test demo needs
+
+test: needs
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo test --locked
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+demo: needs
+	cargo build --release --locked --bin tenantd --example demo
+	cargo run --quiet --release --locked --example demo
+
+needs:
+	@.ci/install-needs
