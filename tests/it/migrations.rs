@@ -1,5 +1,6 @@
 //! The executor of migrations on a real server, with the rights of DESIGN section 10 and no more.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tenantd::error::{Error, Kind};
@@ -267,6 +268,35 @@ async fn a_failed_index_build_is_resumed() {
     database.finish().await;
 }
 
+/// Goal: the same after a lost connection. Method: a writer holds the build up, and the backend that builds is ended.
+#[tokio::test]
+async fn a_build_whose_backend_is_ended_is_resumed() {
+    let database = Arc::new(database().await);
+    apply(&database, &executor(&set(&[TABLE]))).await.expect("apply");
+    let set = Arc::new(set(&[TABLE, INDEX]));
+    let writer = database.superuser().await;
+    writer.batch_execute("begin; insert into t values (8, 'writer')").await.expect("hold the build up");
+    let run = {
+        let (database, set) = (Arc::clone(&database), Arc::clone(&set));
+        Tasks::new().spawn("executor of a test", async move { apply(&database, &executor(&set)).await })
+    };
+    let superuser = database.superuser().await;
+    until("the build waits for the writer", Duration::from_secs(5), async || {
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_progress_create_index
+                   where datname = current_database() and phase like 'waiting%'";
+        one::<i64>(&superuser, end).await == 1
+    })
+    .await;
+    let error = run.await.expect("no panic").expect_err("the connection is gone");
+    assert_eq!(error.kind(), Kind::Unreachable, "{}", error.chain());
+    writer.batch_execute("commit").await.expect("end the writer");
+
+    assert_eq!(versions(&apply(&database, &executor(&set)).await.expect("go on")), [2]);
+    assert!(one::<bool>(&superuser, "select bool_and(indisvalid) from pg_index").await);
+    assert_eq!(one::<i64>(&superuser, "select count(*) from t where name = 'once'").await, 1);
+    Arc::into_inner(database).expect("the task has ended").finish().await;
+}
+
 /// Goal: a statement whose count was lost is taken as done, and one that failed by itself never is. Method: the history as each would leave it.
 #[tokio::test]
 async fn a_lost_count_is_told_from_a_failure() {
@@ -311,12 +341,12 @@ async fn what_cannot_run_in_a_transaction_gets_the_hint() {
 /// concurrently among the files.
 #[tokio::test]
 async fn several_executors_apply_once() {
-    let database = std::sync::Arc::new(database().await);
-    let set = std::sync::Arc::new(set(&[TABLE, INDEX, ("0003_more.sql", "create table more ()")]));
+    let database = Arc::new(database().await);
+    let set = Arc::new(set(&[TABLE, INDEX, ("0003_more.sql", "create table more ()")]));
     let tasks = Tasks::new();
     let runs: Vec<_> = (0..4)
         .map(|_| {
-            let (database, set) = (std::sync::Arc::clone(&database), std::sync::Arc::clone(&set));
+            let (database, set) = (Arc::clone(&database), Arc::clone(&set));
             tasks.spawn("executor of a test", async move { apply(&database, &executor(&set)).await })
         })
         .collect();
@@ -328,7 +358,7 @@ async fn several_executors_apply_once() {
     }
     ran.sort_unstable();
     assert_eq!(ran, [1, 2, 3]);
-    std::sync::Arc::into_inner(database).expect("the tasks have ended").finish().await;
+    Arc::into_inner(database).expect("the tasks have ended").finish().await;
 }
 
 /// Goal: neither our lock nor a table's is waited for longer than `lock_timeout`, and both count as a lock, not as a failure of the SQL.

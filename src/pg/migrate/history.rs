@@ -120,11 +120,13 @@ impl History {
     }
 
     pub(super) fn select(&self) -> String {
-        let name = self.name();
+        // The operator by its schema: one that somebody made in public might fit the types better, and would run as us.
+        let microseconds = |time| format!("(extract(epoch from {time}) operator(pg_catalog.*) 1000000)::bigint");
         format!(
-            "select version, name, checksum, (extract(epoch from started_at) * 1000000)::bigint,
-                    (extract(epoch from applied_at) * 1000000)::bigint, statements_done, duration_ms, applied_by
-             from {name} order by version"
+            "select version, name, checksum, {}, {}, statements_done, duration_ms, applied_by from {} order by version",
+            microseconds("started_at"),
+            microseconds("applied_at"),
+            self.name()
         )
     }
 }

@@ -223,7 +223,7 @@ impl Executor<'_> {
                  (version, name, checksum, started_at, applied_at, statements_done, duration_ms, applied_by)
              select case when pg_catalog.txid_current() = {transaction} then {version} end, {name}, {checksum},
                  pg_catalog.now(), pg_catalog.clock_timestamp(), {statements},
-                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) * 1000)::bigint, {by};
+                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) operator(pg_catalog.*) 1000)::bigint, {by};
              commit;
              {RESET}",
             role = self.role("set local role"),
