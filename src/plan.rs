@@ -162,13 +162,21 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
     {
         return Err(Error::new(
             Kind::Replaced,
-            format!("another database (oid {}) stands under the name {:?} in the place of ours (oid {recorded})", database.oid, desired.name),
+            format!(
+                "another database (oid {}) stands under the name {:?} in the place of ours (oid {recorded})",
+                database.oid, desired.name
+            ),
         )
         .hint("was it restored? `tenantd adopt KEY` takes it back; else rename it out of the way"));
     }
     if !database.ours {
-        return Err(Error::new(Kind::Conflict, format!("the database {:?} exists and does not bear this registry's marker", desired.name))
-            .hint("somebody else made it, or its COMMENT was changed: rename or drop it, then run `tenantd --sweep-once`"));
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the database {:?} exists and does not bear this registry's marker", desired.name),
+        )
+        .hint(
+            "somebody else made it, or its COMMENT was changed: rename or drop it, then run `tenantd --sweep-once`",
+        ));
     }
     Ok(())
 }

@@ -84,7 +84,10 @@ impl Context {
     #[must_use]
     pub fn access(&self) -> String {
         let as_set = |roles: &[String]| roles.iter().cloned().collect::<BTreeSet<_>>();
-        let text = format!("{:?}", (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles)));
+        let text = format!(
+            "{:?}",
+            (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles))
+        );
         hex(&Sha256::digest(text.as_bytes()))
     }
 
@@ -194,7 +197,10 @@ async fn approach(
             }
         }
     }
-    Err(at("plan")(Error::new(Kind::Other, format!("the tenant does not come to rest: after {LOOKS} looks there is still something to do"))))
+    Err(at("plan")(Error::new(
+        Kind::Other,
+        format!("the tenant does not come to rest: after {LOOKS} looks there is still something to do"),
+    )))
 }
 
 fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
@@ -214,7 +220,8 @@ async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) 
             Err(error) => {
                 tracing::debug!(error = error.chain(), "the lease could not be renewed; tried again");
                 if still_leased(claim, until).is_err() {
-                    return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)).because(error);
+                    return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key))
+                        .because(error);
                 }
             }
         }

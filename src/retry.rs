@@ -64,7 +64,8 @@ impl Schedule {
 }
 
 /// The pause of a daemon that cannot reach what it needs: grows from a quarter second to fifteen seconds.
-pub const WAIT: Schedule = Schedule { first: Duration::from_millis(250), max: Duration::from_secs(15), attempts: u32::MAX };
+pub const WAIT: Schedule =
+    Schedule { first: Duration::from_millis(250), max: Duration::from_secs(15), attempts: u32::MAX };
 
 #[cfg(test)]
 mod tests {

@@ -74,7 +74,12 @@ impl Report {
     /// Whether everything is as it should be.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.failed.is_empty() && self.server.is_none() && self.unreached == 0 && self.newer == 0 && self.unread.is_none() && self.braked == 0
+        self.failed.is_empty()
+            && self.server.is_none()
+            && self.unreached == 0
+            && self.newer == 0
+            && self.unread.is_none()
+            && self.braked == 0
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -117,7 +122,8 @@ pub async fn sweep(
     let began = Instant::now();
     let mut report = Report::default();
     if !context.relations.refused.is_empty() {
-        return Err(Error::new(Kind::Drift, context.relations.refused.join(" ")).context("the migration set is refused, no tenant is touched"));
+        return Err(Error::new(Kind::Drift, context.relations.refused.join(" "))
+            .context("the migration set is refused, no tenant is touched"));
     }
     match context.registry.request_missing(table).await {
         Ok(requested) => report.requested = requested,
@@ -126,7 +132,11 @@ pub async fn sweep(
     }
     report.strays = drop_strays(&context.registry).await?;
     let candidates = context.registry.candidates(&expected(context, run.by_hand)).await?;
-    report.newer = if context.relations.newer.is_empty() { 0 } else { context.registry.count_newer(&context.relations.newer).await? };
+    report.newer = if context.relations.newer.is_empty() {
+        0
+    } else {
+        context.registry.count_newer(&context.relations.newer).await?
+    };
     let keys = brake(context, candidates, &mut report).await?;
     report.chosen = keys.len();
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
@@ -201,7 +211,12 @@ async fn run_lanes(
 }
 
 /// Takes the next tenant when free, until none is left or the sweep ends.
-async fn lane(context: Arc<Context>, queue: Arc<Mutex<VecDeque<String>>>, tell: mpsc::Sender<Told>, stop: CancellationToken) {
+async fn lane(
+    context: Arc<Context>,
+    queue: Arc<Mutex<VecDeque<String>>>,
+    tell: mpsc::Sender<Told>,
+    stop: CancellationToken,
+) {
     while !stop.is_cancelled() {
         let Some(key) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
         let outcome = match context.registry.claim_keys(std::slice::from_ref(&key), context.config.work.lease).await {

@@ -37,9 +37,11 @@ impl<'a> DatabaseIsolation<'a> {
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
         if self.inside.is_none() {
             let application_name = format!("tenantd:{}", claim.key);
-            let session = self.server.connect(Some(name), &application_name).await.map_err(|error| {
-                error.context(format!("connect to database {name:?}"))
-            })?;
+            let session = self
+                .server
+                .connect(Some(name), &application_name)
+                .await
+                .map_err(|error| error.context(format!("connect to database {name:?}")))?;
             self.inside = Some(session);
         }
         Ok(self.inside.as_mut().expect("connected above"))
@@ -110,7 +112,8 @@ impl<'a> DatabaseIsolation<'a> {
                 .doing(|| format!("close the database {spare:?}"))?;
             admin::wait_until_empty(&session, &spare).await?;
         }
-        let connect: Vec<String> = self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
+        let connect: Vec<String> =
+            self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
         self.registry.hand_over(claim, HandOver { spare: &spare, name: desired.name, connect: &connect, done }).await?;
         self.spare = None;
         Ok(())
@@ -161,12 +164,18 @@ impl Isolation for DatabaseIsolation<'_> {
             Step::TakeBack => self.registry.take_back(claim, desired.name).await,
             Step::Close => {
                 self.registry
-                    .mend_database(claim, desired.name, &format!("revoke connect, temporary on database {name} from public"))
+                    .mend_database(
+                        claim,
+                        desired.name,
+                        &format!("revoke connect, temporary on database {name} from public"),
+                    )
                     .await
             }
             Step::Own => {
                 let owner = quote::identifier(desired.owner);
-                self.registry.mend_database(claim, desired.name, &format!("alter database {name} owner to {owner}")).await
+                self.registry
+                    .mend_database(claim, desired.name, &format!("alter database {name} owner to {owner}"))
+                    .await
             }
             Step::Open => {
                 self.registry

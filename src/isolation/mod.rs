@@ -16,7 +16,13 @@ pub trait Isolation: Send {
     fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> impl Future<Output = Result<Observed>> + Send;
 
     /// Carries `step` out. `done` is what the tenant will have when it is handed over.
-    fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step, done: &Done) -> impl Future<Output = Result<()>> + Send;
+    fn apply(
+        &mut self,
+        claim: &Claim,
+        desired: &Desired<'_>,
+        step: &Step,
+        done: &Done,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// Takes back what a failed attempt left half-made. Best effort: what stays is found by the next sweep.
     fn give_up(&mut self) -> impl Future<Output = ()> + Send;

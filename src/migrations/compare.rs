@@ -206,8 +206,8 @@ fn renumbered(migration: &Migration, version: i64) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::migration;
     use super::*;
+    use crate::migrations::tests::migration;
 
     fn set(versions: &[i64]) -> MigrationSet {
         let migrations =

@@ -78,9 +78,13 @@ pub async fn create_database(client: &Client, name: &str, owner: &str) -> Result
         client.batch_execute(&create),
         client.batch_execute("set statement_timeout to default")
     );
-    limited.and(created).and(unlimited).doing(|| format!("create database {name:?}")).map_err(|error| match error.kind() {
-        Kind::Rights => error.hint("as an administrator: alter role … createdb, and make it a member of tenant.owner"),
-        _ => error,
+    limited.and(created).and(unlimited).doing(|| format!("create database {name:?}")).map_err(|error| {
+        match error.kind() {
+            Kind::Rights => {
+                error.hint("as an administrator: alter role … createdb, and make it a member of tenant.owner")
+            }
+            _ => error,
+        }
     })
 }
 
@@ -117,8 +121,11 @@ pub async fn wait_until_empty(client: &Client, name: &str) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(Error::new(Kind::InUse, format!("somebody is connected to the database {name:?} in the making"))
-                .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
+            return Err(Error::new(
+                Kind::InUse,
+                format!("somebody is connected to the database {name:?} in the making"),
+            )
+            .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -43,7 +43,8 @@ pub struct Claim {
     pub age: Duration,
 }
 
-const RETURNING: &str = "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
+const RETURNING: &str =
+    "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
     t.database_oid, greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::float8 as age";
 
 const CLAIM_DUE: &str = "
@@ -280,7 +281,10 @@ pub(super) fn fenced(rows: u64, claim: &Claim) -> Result<()> {
     if rows == 1 {
         return Ok(());
     }
-    Err(Error::new(Kind::LeaseLost, format!("attempt {} of tenant {} was overtaken by a later one", claim.attempt, claim.key)))
+    Err(Error::new(
+        Kind::LeaseLost,
+        format!("attempt {} of tenant {} was overtaken by a later one", claim.attempt, claim.key),
+    ))
 }
 
 /// A table or column of ours that is not there: nothing a tenant could be blamed for.
@@ -295,7 +299,9 @@ pub(super) fn damaged(error: Error) -> Error {
 
 fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
     let (state, work): (String, String) = (field(row, "state")?, field(row, "work")?);
-    let unknown = |word: &str| Error::new(Kind::Registry, format!("the registry holds {word:?}, which this tenantd does not know"));
+    let unknown = |word: &str| {
+        Error::new(Kind::Registry, format!("the registry holds {word:?}, which this tenantd does not know"))
+    };
     Ok(Claim {
         key: field(row, "key")?,
         attempt: field(row, "attempt")?,

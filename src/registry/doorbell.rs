@@ -83,7 +83,12 @@ impl Doorbell {
     /// # Errors
     /// The connection broke.
     pub async fn wait_to_arm(&self) -> Result<Waited> {
-        match self.lock.batch_execute("select pg_advisory_lock(20250, 1)").await.doing(|| "wait for the doorbell's lock".to_owned()) {
+        match self
+            .lock
+            .batch_execute("select pg_advisory_lock(20250, 1)")
+            .await
+            .doing(|| "wait for the doorbell's lock".to_owned())
+        {
             Ok(()) => Ok(Waited::Armed),
             Err(error) if error.kind() == Kind::Locked => Ok(Waited::StillTaken),
             Err(error) => Err(error),
@@ -95,7 +100,10 @@ impl Doorbell {
     /// # Errors
     /// The connection broke, and the lock with it.
     pub async fn disarm(&self) -> Result<()> {
-        self.lock.batch_execute("select pg_advisory_unlock(20250, 1)").await.doing(|| "give the doorbell's lock back".to_owned())
+        self.lock
+            .batch_execute("select pg_advisory_unlock(20250, 1)")
+            .await
+            .doing(|| "give the doorbell's lock back".to_owned())
     }
 
     /// Sends a ping through the channel and returns when it has come back.

@@ -142,7 +142,13 @@ impl Registry {
         Ok(Fleet {
             counts: counts
                 .iter()
-                .map(|row| Ok(Count { state: field(row, "state")?, work: field(row, "work")?, tenants: field(row, "tenants")? }))
+                .map(|row| {
+                    Ok(Count {
+                        state: field(row, "state")?,
+                        work: field(row, "work")?,
+                        tenants: field(row, "tenants")?,
+                    })
+                })
                 .collect::<Result<_>>()?,
             versions: versions
                 .iter()
@@ -155,7 +161,8 @@ impl Registry {
                     })
                 })
                 .collect::<Result<_>>()?,
-            oldest_waiting: field::<Option<f64>>(&gauges, "waiting")?.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
+            oldest_waiting: field::<Option<f64>>(&gauges, "waiting")?
+                .map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
             leased: field(&gauges, "leased")?,
             spares: field(&gauges, "spares")?,
             problems: self.problems().await?,

@@ -93,7 +93,10 @@ impl Registry {
             Some(row) => super::field(&row, "oid"),
             None => Err(Error::new(
                 Kind::LeaseLost,
-                format!("attempt {} of tenant {} lost its lease or its spare before the hand-over", claim.attempt, claim.key),
+                format!(
+                    "attempt {} of tenant {} lost its lease or its spare before the hand-over",
+                    claim.attempt, claim.key
+                ),
             )),
         }
     }
@@ -101,8 +104,10 @@ impl Registry {
     fn statements(&self, claim: &Claim, HandOver { spare, name, connect, .. }: HandOver<'_>) -> String {
         let (spare, name) = (quote::identifier(spare), quote::identifier(name));
         let marker = quote::literal(&Marker::of(self.id, &claim.key).to_string());
-        let grants: String =
-            connect.iter().map(|role| format!("grant connect on database {spare} to {};", quote::identifier(role))).collect();
+        let grants: String = connect
+            .iter()
+            .map(|role| format!("grant connect on database {spare} to {};", quote::identifier(role)))
+            .collect();
         format!(
             "set local statement_timeout = {timeout};
              comment on database {spare} is {marker};
@@ -220,7 +225,9 @@ impl Registry {
             .await
             .doing(|| format!("read the marker of the database {name:?}"))?
             .map(drop)
-            .ok_or_else(|| Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more")))
+            .ok_or_else(|| {
+                Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more"))
+            })
     }
 }
 

@@ -68,7 +68,10 @@ pub fn check(identity: &Identity, carried: i64) -> Result<()> {
     if identity.needs_version > carried {
         return Err(Error::new(
             Kind::RegistryNewer,
-            format!("the registry needs a tenantd that knows its version {}; this one knows {carried}", identity.needs_version),
+            format!(
+                "the registry needs a tenantd that knows its version {}; this one knows {carried}",
+                identity.needs_version
+            ),
         )
         .hint("start the newer tenantd that wrote the registry"));
     }

@@ -45,7 +45,12 @@ impl Registry {
     ///
     /// # Errors
     /// [`Kind::Usage`] for settings that do not fit the database; [`Kind::Rights`]; [`Kind::RegistryNewer`]; [`Kind::Locked`].
-    pub async fn install(server: &Server, config: &Config, wishes: Wishes, worker: &Worker) -> Result<(Registry, Installed)> {
+    pub async fn install(
+        server: &Server,
+        config: &Config,
+        wishes: Wishes,
+        worker: &Worker,
+    ) -> Result<(Registry, Installed)> {
         let mut session = server.connect(None, &worker.application_name).await?;
         let mut changes = Vec::new();
         let mut notes = Vec::new();
@@ -74,8 +79,9 @@ impl Registry {
         let session = self.session().await?;
         let there = identity::read(&session).await?;
         if there.is_none_or(|identity| identity.id != self.id) {
-            return Err(Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran")
-                .hint("restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`"));
+            return Err(Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
+                "restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`",
+            ));
         }
         let (mut changes, mut notes) = (Vec::new(), Vec::new());
         let table = signup::inspect(&session, &config.signup).await?;
@@ -110,7 +116,9 @@ impl Registry {
     /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed.
     pub async fn remove(server: &Server) -> Result<()> {
         let session = server.connect(None, "tenantd:setup").await?;
-        signup::without_queueing(&session, "drop schema if exists tenantd cascade").await.map_err(|error| error.context("remove schema tenantd"))
+        signup::without_queueing(&session, "drop schema if exists tenantd cascade")
+            .await
+            .map_err(|error| error.context("remove schema tenantd"))
     }
 }
 
@@ -151,7 +159,8 @@ async fn lock_installation(client: &Client) -> Result<()> {
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    Err(Error::new(Kind::Locked, "another tenantd has been installing for 30 s").hint("look for a tenantd setup that hangs"))
+    Err(Error::new(Kind::Locked, "another tenantd has been installing for 30 s")
+        .hint("look for a tenantd setup that hangs"))
 }
 
 async fn make_schema(client: &Client, changes: &mut Vec<String>) -> Result<()> {
@@ -173,18 +182,25 @@ async fn make_schema(client: &Client, changes: &mut Vec<String>) -> Result<()> {
                 .hint(format!("as an administrator: alter schema tenantd owner to {me}")))
         };
     }
-    client.batch_execute("create schema tenantd").await.doing(|| "make schema tenantd".to_owned()).map_err(|error| {
-        error.hint(format!(
-            "as an administrator, in database {}: create schema tenantd authorization {me}",
-            quote::identifier(&here)
-        ))
-    })?;
+    client.batch_execute("create schema tenantd").await.doing(|| "make schema tenantd".to_owned()).map_err(
+        |error| {
+            error.hint(format!(
+                "as an administrator, in database {}: create schema tenantd authorization {me}",
+                quote::identifier(&here)
+            ))
+        },
+    )?;
     changes.push("made schema tenantd".to_owned());
     Ok(())
 }
 
 /// Brings the registry's tables to our version and settles whose it is. Returns its id and whether the users from before are held.
-async fn make_registry(server: &Server, client: &mut Client, moved: Moved, changes: &mut Vec<String>) -> Result<(uuid::Uuid, bool)> {
+async fn make_registry(
+    server: &Server,
+    client: &mut Client,
+    moved: Moved,
+    changes: &mut Vec<String>,
+) -> Result<(uuid::Uuid, bool)> {
     let set = embedded::main()?;
     let missing = missing_tables(client).await?;
     if !missing.contains(&"registry".to_owned())
@@ -216,7 +232,12 @@ async fn make_registry(server: &Server, client: &mut Client, moved: Moved, chang
     let applied = executor.apply(client, || server.connect(None, "tenantd:setup")).await?;
     changes.extend(applied.ran.iter().map(|ran| format!("applied registry migration {} {}", ran.version, ran.name)));
     identity::settle(client, Moved::Refuse).await?;
-    let breaking = set.migrations().iter().filter(|migration| migration.breaking.as_ref().is_some_and(|mark| mark.breaking)).map(|migration| migration.version).max();
+    let breaking = set
+        .migrations()
+        .iter()
+        .filter(|migration| migration.breaking.as_ref().is_some_and(|mark| mark.breaking))
+        .map(|migration| migration.version)
+        .max();
     client
         .execute_typed(
             "update tenantd.registry set needs_version = $1 where needs_version < $1",
@@ -224,7 +245,8 @@ async fn make_registry(server: &Server, client: &mut Client, moved: Moved, chang
         )
         .await
         .doing(|| "record which tenantd may use the registry".to_owned())?;
-    let identity = identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))?;
+    let identity =
+        identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))?;
     Ok((identity.id, identity.users_held))
 }
 
@@ -307,7 +329,10 @@ async fn hold_users(
 
 async fn backfill(client: &Client, changes: &mut Vec<String>) -> Result<()> {
     let due = client
-        .execute_typed("update tenantd.tenant set work = 'due', due_at = now() where work = 'held' and state = 'requested'", &[])
+        .execute_typed(
+            "update tenantd.tenant set work = 'due', due_at = now() where work = 'held' and state = 'requested'",
+            &[],
+        )
         .await
         .doing(|| "make the held users due".to_owned())?;
     changes.push(format!("made {due} held users due"));
@@ -366,7 +391,10 @@ async fn grant(client: &Client, config: &Config, notes: &mut Vec<String>) -> Res
         notes.push("nobody but tenantd could use a tenant: name the application's role in tenant.use".to_owned());
     }
     if tenant.owner.is_none() {
-        notes.push("the tenants belong to tenantd's own role: name a role without login in tenant.owner to keep the two apart".to_owned());
+        notes.push(
+            "the tenants belong to tenantd's own role: name a role without login in tenant.owner to keep the two apart"
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -391,12 +419,14 @@ async fn check_roles(client: &Client, config: &Config) -> Result<()> {
             .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
     }
     if !field::<bool>(&row, "may_create")? {
-        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases")).hint(format!("as an administrator: alter role {me} createdb")));
+        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases"))
+            .hint(format!("as an administrator: alter role {me} createdb")));
     }
     if !field::<bool>(&row, "may_own")? {
         let owner = quote::identifier(tenant.owner.as_deref().unwrap_or_default());
-        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}"))
-            .hint(format!("as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)")));
+        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
+            "as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)"
+        )));
     }
     Ok(())
 }

@@ -71,5 +71,6 @@ impl Registry {
 
 /// Reads column `name` of `row`; a value of another type means a registry that is not ours, never a panic.
 pub(crate) fn field<T: FromSqlOwned>(row: &Row, name: &str) -> Result<T> {
-    row.try_get(name).map_err(|error| Error::new(Kind::Registry, format!("read column {name} of the registry")).because(error))
+    row.try_get(name)
+        .map_err(|error| Error::new(Kind::Registry, format!("read column {name} of the registry")).because(error))
 }

@@ -102,7 +102,11 @@ fn relations(set: &MigrationSet, sets: &BTreeMap<String, Vec<Recorded>>, out_of_
             Verdict::Newer(_) => relations.newer.push(id.clone()),
             Verdict::Diverged(findings) => {
                 for finding in findings {
-                    let list = if matches!(finding, Finding::OutOfOrder { .. }) { &mut relations.refused } else { &mut relations.diverged };
+                    let list = if matches!(finding, Finding::OutOfOrder { .. }) {
+                        &mut relations.refused
+                    } else {
+                        &mut relations.diverged
+                    };
                     let text = finding.to_string();
                     if !list.contains(&text) {
                         list.push(text);

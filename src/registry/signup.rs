@@ -70,8 +70,11 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
     check_column(&name, &column, field(&row, "type")?, field(&row, "category")?)?;
     let me = quote::identifier(&field::<String>(&row, "me")?);
     if !field::<bool>(&row, "may_trigger")? || !field::<bool>(&row, "may_read")? {
-        return Err(Error::new(Kind::Rights, format!("role {me} may not put a trigger on {name}, or may not read {column}"))
-            .hint(format!("as the table's owner: grant select ({column}), trigger on {name} to {me}")));
+        return Err(Error::new(
+            Kind::Rights,
+            format!("role {me} may not put a trigger on {name}, or may not read {column}"),
+        )
+        .hint(format!("as the table's owner: grant select ({column}), trigger on {name} to {me}")));
     }
     let children: Vec<String> = field(&row, "children")?;
     let by_row = kind == "p" || !children.is_empty();
@@ -86,8 +89,10 @@ fn check_column(name: &str, column: &str, kind: Option<String>, category: Option
     };
     // Category S: text, varchar and their domains, whose values may be uuids; anything else could never name a tenant.
     if kind != "uuid" && category.as_deref() != Some("S") {
-        return Err(Error::usage(format!("column {column} of {name} is of type {kind}; tenants are named after a uuid"))
-            .hint("signup.id_column must name a column of type uuid, or of text holding uuids"));
+        return Err(Error::usage(format!(
+            "column {column} of {name} is of type {kind}; tenants are named after a uuid"
+        ))
+        .hint("signup.id_column must name a column of type uuid, or of text holding uuids"));
     }
     Ok(())
 }
@@ -135,7 +140,10 @@ pub async fn install_function(client: &Client, table: &Table, notify: bool) -> R
     if same.is_some() {
         return Ok(false);
     }
-    client.batch_execute(&function_sql(&table.id, notify)).await.doing(|| "make the function tenantd.signup()".to_owned())?;
+    client
+        .batch_execute(&function_sql(&table.id, notify))
+        .await
+        .doing(|| "make the function tenantd.signup()".to_owned())?;
     Ok(true)
 }
 

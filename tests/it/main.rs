@@ -5,4 +5,5 @@ pub mod support;
 
 mod connecting;
 mod harness;
+mod migrations;
 mod tidy;

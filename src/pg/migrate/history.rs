@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
+use crate::pg::quote;
 use jiff::Timestamp;
-use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::{Error, Kind, Result};
@@ -82,7 +82,7 @@ impl History {
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{}.{}", escape_identifier(&self.schema), escape_identifier(&self.table))
+        format!("{}.{}", quote::identifier(&self.schema), quote::identifier(&self.table))
     }
 
     /// Whether `table` is this one's, without its schema, as the server names it in an error.
@@ -92,7 +92,7 @@ impl History {
 
     /// The key of the lock that whoever migrates the schema holds.
     pub(super) fn lock(&self) -> String {
-        let name = escape_literal(&format!("tenantd.migrate:{}", self.schema));
+        let name = quote::literal(&format!("tenantd.migrate:{}", self.schema));
         format!("pg_catalog.hashtextextended({name}, 0)")
     }
 
@@ -113,18 +113,20 @@ impl History {
              revoke all on {name} from public;"
         );
         for role in protect_from {
-            let role = escape_identifier(role);
+            let role = quote::identifier(role);
             let _ = write!(sql, "revoke insert, update, delete, truncate on {name} from {role};");
         }
         sql
     }
 
     pub(super) fn select(&self) -> String {
-        let name = self.name();
+        // The operator by its schema: one that somebody made in public might fit the types better, and would run as us.
+        let microseconds = |time| format!("(extract(epoch from {time}) operator(pg_catalog.*) 1000000)::bigint");
         format!(
-            "select version, name, checksum, (extract(epoch from started_at) * 1000000)::bigint,
-                    (extract(epoch from applied_at) * 1000000)::bigint, statements_done, duration_ms, applied_by
-             from {name} order by version"
+            "select version, name, checksum, {}, {}, statements_done, duration_ms, applied_by from {} order by version",
+            microseconds("started_at"),
+            microseconds("applied_at"),
+            self.name()
         )
     }
 }

@@ -8,9 +8,9 @@ use std::borrow::Borrow;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use crate::pg::quote;
 use futures_util::StreamExt;
 use futures_util::future::join;
-use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use self::failure::{of_ours, of_sql};
@@ -211,7 +211,7 @@ impl Executor<'_> {
 
     /// Takes the owner's role by `how`, or whatever role connected.
     fn role(&self, how: &str) -> String {
-        let role = self.owner.map_or_else(|| "none".to_owned(), escape_identifier);
+        let role = self.owner.map_or_else(|| "none".to_owned(), quote::identifier);
         format!("{how} {role};")
     }
 
@@ -223,16 +223,16 @@ impl Executor<'_> {
                  (version, name, checksum, started_at, applied_at, statements_done, duration_ms, applied_by)
              select case when pg_catalog.txid_current() = {transaction} then {version} end, {name}, {checksum},
                  pg_catalog.now(), pg_catalog.clock_timestamp(), {statements},
-                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) * 1000)::bigint, {by};
+                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) operator(pg_catalog.*) 1000)::bigint, {by};
              commit;
              {RESET}",
             role = self.role("set local role"),
             history = self.history.name(),
             version = migration.version,
-            name = escape_literal(&migration.name),
-            checksum = escape_literal(&migration.checksum),
+            name = quote::literal(&migration.name),
+            checksum = quote::literal(&migration.checksum),
             statements = split(&migration.sql).len(),
-            by = escape_literal(&self.applied_by),
+            by = quote::literal(&self.applied_by),
         )
     }
 

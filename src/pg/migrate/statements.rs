@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use postgres_protocol::escape::{escape_identifier, escape_literal};
+use crate::pg::quote;
 use tokio_postgres::Client;
 
 use super::failure::{of_ours, of_sql};
@@ -83,15 +83,15 @@ impl Executor<'_> {
         if !table_is_there {
             sql.push_str(&self.history.create(&self.protect_from));
         }
-        let (name, by, version) = (self.history.name(), escape_literal(&self.applied_by), migration.version);
+        let (name, by, version) = (self.history.name(), quote::literal(&self.applied_by), migration.version);
         let write = if found.is_some() {
             format!("update {name} set duration_ms = null, applied_by = {by} where version = {version}")
         } else {
             format!(
                 "insert into {name} (version, name, checksum, started_at, statements_done, applied_by)
                  values ({version}, {}, {}, pg_catalog.clock_timestamp(), 0, {by})",
-                escape_literal(&migration.name),
-                escape_literal(&migration.checksum)
+                quote::literal(&migration.name),
+                quote::literal(&migration.checksum)
             )
         };
         sql.push_str(&write);
@@ -125,7 +125,7 @@ impl Executor<'_> {
             .filter(|(schema, index)| {
                 names.contains(index) && (schema == self.history.schema() || names.contains(schema))
             })
-            .map(|(schema, index)| format!("{}.{}", escape_identifier(&schema), escape_identifier(&index)))
+            .map(|(schema, index)| format!("{}.{}", quote::identifier(&schema), quote::identifier(&index)))
             .collect())
     }
 
