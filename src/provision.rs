@@ -74,6 +74,16 @@ struct Failure {
 }
 
 impl Context {
+    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn prepare(server: Server, registry: Registry, config: Arc<Config>, set: Arc<MigrationSet>) -> Result<Context> {
+        registry.keep_set(&set).await?;
+        let relations = registry.relate(&set, config.tenant.out_of_order).await?;
+        Ok(Context { server, registry, config, set, relations })
+    }
+
     /// The role that owns every tenant.
     #[must_use]
     pub fn owner(&self) -> &str {

@@ -1,3 +1,125 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod config;
+pub mod output;
+pub mod setup;
+pub mod sweep;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, ConfigCommand};
+use crate::config::{Config, Sources, load};
+use crate::error::{Error, Kind, Result};
+use crate::migrations::{MigrationSet, embedded, source};
+use crate::pg::Server;
+use crate::registry::Worker;
+use crate::tasks::Tasks;
+
+/// Connections to the main database besides those of the lanes.
+const SPARE_CONNECTIONS: usize = 4;
+
+/// How a command ended, as scripts see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// All well.
+    Well = 0,
+    /// Some tenant failed, or something was found.
+    Findings = 1,
+    /// Wrong use, wrong settings, or refused by a safety rule.
+    Usage = 2,
+    /// The main database is out of reach.
+    Unreachable = 3,
+    /// The registry is newer than this tenantd.
+    RegistryNewer = 4,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        ExitCode::from(status as u8)
+    }
+}
+
+impl From<&Error> for ExitStatus {
+    fn from(error: &Error) -> Self {
+        match error.kind() {
+            Kind::Usage => ExitStatus::Usage,
+            Kind::RegistryNewer => ExitStatus::RegistryNewer,
+            Kind::Unreachable | Kind::ReadOnly | Kind::Login | Kind::Tls | Kind::TooManyConnections => ExitStatus::Unreachable,
+            _ => ExitStatus::Findings,
+        }
+    }
+}
+
+/// Prints a failure with what to do about it, and gives its exit code.
+#[must_use]
+pub fn failed(error: &Error) -> ExitCode {
+    let mut talk = format!("tenantd: {}\n", error.chain());
+    if let Some(advice) = error.advice() {
+        talk.push_str(&format!("hint: {advice}\n"));
+    }
+    // Nobody is left to tell when stderr is gone.
+    let _ = output::text(&mut std::io::stderr(), &talk);
+    ExitStatus::from(error).into()
+}
+
+/// Carries out what the command line asks for.
+///
+/// # Errors
+/// See [`ExitStatus`].
+pub async fn run(cli: Cli) -> Result<ExitCode> {
+    let sources = sources(&cli);
+    let loaded = load(&sources)?;
+    let mut out = std::io::stdout();
+    if let Some(Command::Config(command)) = &cli.command {
+        match command {
+            ConfigCommand::Check => config::check(&loaded, cli.json, &mut out)?,
+            ConfigCommand::Show => config::show(&loaded, cli.json, &mut out)?,
+        }
+        return Ok(ExitStatus::Well.into());
+    }
+    let log = crate::telemetry::init(&loaded.config.log, sources.journal(), crate::telemetry::stderr_is_terminal())?;
+    let tasks = Tasks::new();
+    let config = &loaded.config;
+    let server = Server::new(config.main.clone(), tasks.clone());
+    let set = migration_set(config)?;
+    let status = match &cli.command {
+        Some(Command::Setup(arguments)) => {
+            setup::run(&server, config, &set, &worker(config, "setup"), arguments, cli.json, &mut out).await?
+        }
+        Some(Command::Status) => status::run(&server, config, &set, &worker(config, "status"), cli.json, &mut out).await?,
+        Some(Command::Config(_)) => unreachable!("answered above"),
+        None if cli.sweep_once => sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await?,
+        None => return serve::run(sources, loaded, set, log, tasks).await,
+    };
+    Ok(status.into())
+}
+
+fn sources(cli: &Cli) -> Sources {
+    let mut sources = Sources::of_process();
+    sources.file.clone_from(&cli.config);
+    sources.env_file.clone_from(&cli.env_file);
+    for (key, flag) in [("main.url", &cli.url), ("log.level", &cli.log_level)] {
+        if let Some(value) = flag {
+            sources.flags.insert(key.to_owned(), value.clone());
+        }
+    }
+    sources
+}
+
+/// The tenant migrations that the settings name.
+///
+/// # Errors
+/// A file in the folder breaks a rule; each is named.
+pub fn migration_set(config: &Config) -> Result<MigrationSet> {
+    match &config.tenant.migrations {
+        Some(folder) => source::folder(folder),
+        None => embedded::tenant(),
+    }
+}
+
+/// This process, as it shows itself to the main database.
+#[must_use]
+pub fn worker(config: &Config, role: &str) -> Worker {
+    Worker::new(role, &crate::config::host_name(), config.work.parallel + config.sweep.parallel + SPARE_CONNECTIONS)
+}

@@ -4,6 +4,8 @@
 pub mod support;
 
 mod connecting;
+pub mod fleet;
 mod harness;
 mod migrations;
+mod provisioning;
 mod tidy;

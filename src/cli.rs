@@ -1,0 +1,98 @@
+//! The command line's words. No defaults and no meaning: those are the settings' and the commands'.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Makes and migrates one Postgres database per signup, beside the application.
+///
+/// Without a command it runs as the daemon: it installs what is missing in the main database, then turns each signup into a database.
+#[derive(Debug, Parser)]
+#[command(name = "tenantd", version, max_term_width = 110, args_conflicts_with_subcommands = false)]
+#[command(after_help = "Examples:
+  tenantd setup                 install registry and trigger, say what is missing
+  tenantd                       run the daemon
+  tenantd --sweep-once          bring every tenant to the latest migration now, then exit
+  tenantd status                the fleet at a glance
+
+Exit codes: 0 all well; 1 some tenant failed, or something was found; 2 wrong use or settings;
+3 the main database is out of reach; 4 the registry is newer than this tenantd; 130, 143 second signal.")]
+pub struct Cli {
+    /// One sweep now, then exit: also tries failing and parked tenants, without waiting for their time
+    #[arg(long)]
+    pub sweep_once: bool,
+
+    /// The settings file [default: $TENANTD_CONFIG, else /etc/tenantd/tenantd.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// A file of variables (.env), weaker than those of the environment
+    #[arg(long, global = true, value_name = "FILE")]
+    pub env_file: Option<PathBuf>,
+
+    /// The main database, instead of main.url
+    #[arg(long, global = true, value_name = "URL")]
+    pub url: Option<String>,
+
+    /// error, warn, info, debug or trace, instead of log.level
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Print JSON: one object with "format": 1
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do instead of running the daemon.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Install registry, trigger and grants in the main database; again and again without harm
+    #[command(after_help = "Examples:
+  tenantd setup                 install, and say how many users from before are held
+  tenantd setup --backfill      make the users from before due: each gets a database
+  tenantd setup --print-sql     print the SQL instead, with the roles to create")]
+    Setup(Setup),
+    /// The fleet at a glance: states, versions, who waits, who failed and why
+    #[command(after_help = "Example:
+  tenantd status --json | jq .parked")]
+    Status,
+    /// Check or show the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// `tenantd setup`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("moved").args(["adopt_registry", "new_registry"]))]
+pub struct Setup {
+    /// Print all SQL that setup stands for, and change nothing
+    #[arg(long)]
+    pub print_sql: bool,
+    /// Make the users from before the installation due
+    #[arg(long)]
+    pub backfill: bool,
+    /// Remove registry, function and trigger; the tenants' databases stay
+    #[arg(long, conflicts_with_all = ["print_sql", "backfill", "moved"])]
+    pub remove: bool,
+    /// Do not ask before removing
+    #[arg(long, requires = "remove")]
+    pub yes: bool,
+    /// The main database moved for good: keep its tenants
+    #[arg(long)]
+    pub adopt_registry: bool,
+    /// This database is a copy: forget the tenants, which belong to the original
+    #[arg(long)]
+    pub new_registry: bool,
+}
+
+/// `tenantd config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say whether the settings can be used, and what is wrong with them
+    Check,
+    /// Print every setting, its value and where it comes from
+    Show,
+}

@@ -1,0 +1,108 @@
+//! `tenantd setup`: installs, prints what it would install, or removes.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use serde_json::json;
+
+use super::{ExitStatus, output};
+use crate::cli;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::registry::identity::Moved;
+use crate::registry::install::{self, Installed, Wishes};
+use crate::registry::{Registry, Worker, signup};
+
+/// Installs and says what was done and what a person should know.
+///
+/// # Errors
+/// As [`Registry::install`]'s; wrong use.
+pub async fn run(
+    server: &Server,
+    config: &Config,
+    set: &MigrationSet,
+    worker: &Worker,
+    arguments: &cli::Setup,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<ExitStatus> {
+    if arguments.print_sql {
+        return print_sql(server, config, out).await;
+    }
+    if arguments.remove {
+        return remove(server, arguments.yes, out).await;
+    }
+    let wishes = Wishes {
+        backfill: arguments.backfill || config.signup.backfill,
+        moved: match (arguments.adopt_registry, arguments.new_registry) {
+            (true, _) => Moved::Adopt,
+            (_, true) => Moved::New,
+            _ => Moved::Refuse,
+        },
+    };
+    let (_, installed) = Registry::install(server, config, wishes, worker).await?;
+    if json {
+        output::object(out, &json!({
+            "changes": installed.changes,
+            "notes": installed.notes,
+            "notify": installed.notify,
+            "migration_set": { "source": set.source(), "id": set.id(), "migrations": set.migrations().len() },
+        }))?;
+    } else {
+        print(&installed, set, out)?;
+    }
+    Ok(ExitStatus::Well)
+}
+
+fn print(installed: &Installed, set: &MigrationSet, out: &mut impl Write) -> Result<()> {
+    let mut text = String::new();
+    for change in &installed.changes {
+        text.push_str(&format!("done: {change}\n"));
+    }
+    if installed.changes.is_empty() {
+        text.push_str("nothing to install: all is as it should be\n");
+    }
+    text.push_str(&format!(
+        "signups into {} {}; tenant migrations: {} from {}\n",
+        installed.table.name,
+        if installed.notify { "ring the doorbell" } else { "are polled for" },
+        set.migrations().len(),
+        set.source()
+    ));
+    for note in &installed.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    output::text(out, &text)
+}
+
+/// Without a connection the signup table is taken for an ordinary one.
+async fn print_sql(server: &Server, config: &Config, out: &mut impl Write) -> Result<ExitStatus> {
+    let by_row = match server.connect(None, "tenantd:setup").await {
+        Ok(session) => signup::inspect(&session, &config.signup).await.is_ok_and(|table| table.by_row),
+        Err(_) => false,
+    };
+    output::text(out, &install::sql(config, by_row, config.signup.notify.unwrap_or(true))?)?;
+    Ok(ExitStatus::Well)
+}
+
+async fn remove(server: &Server, yes: bool, out: &mut impl Write) -> Result<ExitStatus> {
+    if !yes && !confirmed()? {
+        return Err(Error::usage("nothing was removed"));
+    }
+    Registry::remove(server).await?;
+    output::text(out, "removed schema tenantd with registry, function and trigger; the tenants' databases stay\n")?;
+    Ok(ExitStatus::Well)
+}
+
+fn confirmed() -> Result<bool> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Error::usage("without a terminal nothing is removed unasked").hint("add --yes"));
+    }
+    let question = "This removes schema tenantd: which tenants exist and how they stand is forgotten. Type yes to go on: ";
+    output::text(&mut std::io::stderr(), question)?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).map_err(|error| Error::usage("read the answer").because(error))?;
+    Ok(answer.trim() == "yes")
+}

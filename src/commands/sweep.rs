@@ -1,0 +1,45 @@
+//! `tenantd --sweep-once`: one sweep by hand, beside whatever daemons run.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{ExitStatus, progress, report};
+use crate::config::Config;
+use crate::error::Result;
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::provision::Context;
+use crate::registry::identity::Moved;
+use crate::registry::install::Wishes;
+use crate::registry::{Registry, Worker};
+use crate::sweep::{Run, sweep};
+use crate::tasks::Tasks;
+
+/// Installs what is missing, sweeps once, and reports. A first SIGINT or SIGTERM ends it after the tenants in hand.
+///
+/// # Errors
+/// The main database cannot be reached, or the migration set is refused as a whole.
+pub async fn run(
+    server: &Server,
+    config: &Config,
+    set: MigrationSet,
+    worker: &Worker,
+    tasks: &Tasks,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<ExitStatus> {
+    let wishes = Wishes { backfill: config.signup.backfill, moved: Moved::Refuse };
+    let (registry, installed) = Registry::install(server, config, wishes, worker).await?;
+    let context = Arc::new(Context::prepare(server.clone(), registry, Arc::new(config.clone()), Arc::new(set)).await?);
+    context.registry.retry_drifted().await?;
+    let stop = CancellationToken::new();
+    crate::shutdown::cancel_on_signal(&stop, tasks)?;
+    let run = Run { by_hand: true, stop };
+    let bar = progress::Bar::new();
+    let swept = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| bar.ended(key, outcome, ended, chosen)).await;
+    bar.finish();
+    context.registry.release_all().await?;
+    report::print(&swept?, json, out)
+}

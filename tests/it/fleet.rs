@@ -1,0 +1,90 @@
+//! The library on a test's main database: installed, with a context to reconcile and sweep by.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenantd::config::{Config, Sources, load};
+use tenantd::error::Result;
+use tenantd::migrations::{MigrationSet, embedded, source};
+use tenantd::pg::Server;
+use tenantd::provision::{Context, Outcome};
+use tenantd::registry::identity::Moved;
+use tenantd::registry::install::{Installed, Wishes};
+use tenantd::registry::signup::Table;
+use tenantd::registry::{Registry, Worker};
+use tenantd::sweep::{Report, Run, sweep};
+use tenantd::tasks::Tasks;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::database::TestDatabase;
+
+/// What most tests ask of an installation.
+pub const WISHES: Wishes = Wishes { backfill: false, moved: Moved::Refuse };
+
+/// Settings for `database` as the daemon would have them, with `more` of them by key.
+pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
+    let mut sources = Sources::of(std::iter::empty::<(String, String)>());
+    let settings = [
+        ("main.url", database.url()),
+        ("tenant.prefix", database.prefix().to_owned()),
+        ("tenant.owner", "tenant_owner".to_owned()),
+        ("tenant.use", "app".to_owned()),
+        ("http.listen", String::new()),
+    ];
+    sources.flags.extend(settings.map(|(key, value)| (key.to_owned(), value)));
+    sources.flags.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    load(&sources).expect("the test's settings").config
+}
+
+/// One process's view of the fleet.
+pub struct Fleet {
+    /// Everything a reconcile needs.
+    pub context: Arc<Context>,
+    /// The signup table.
+    pub table: Table,
+    /// What the installation did.
+    pub installed: Installed,
+    tasks: Tasks,
+}
+
+impl Fleet {
+    /// Installs with the embedded tenant migrations.
+    pub async fn install(database: &TestDatabase, more: &[(&str, &str)]) -> Fleet {
+        Self::with_set(config(database, more), embedded::tenant().expect("the embedded set")).await.expect("install")
+    }
+
+    /// Installs with the tenant migrations in `folder`.
+    pub async fn with_folder(database: &TestDatabase, folder: &Path) -> Fleet {
+        Self::with_set(config(database, &[]), source::folder(folder).expect("a sound folder")).await.expect("install")
+    }
+
+    /// Installs by `config` with `set`.
+    pub async fn with_set(config: Config, set: MigrationSet) -> Result<Fleet> {
+        let tasks = Tasks::new();
+        let server = Server::new(config.main.clone(), tasks.clone());
+        let worker = Worker::new("test", "test", 12);
+        let (registry, installed) = Registry::install(&server, &config, WISHES, &worker).await?;
+        let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set)).await?;
+        Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
+    }
+
+    /// A sweep as by hand.
+    pub async fn sweep(&self) -> Report {
+        self.try_sweep(true).await.expect("sweep")
+    }
+
+    /// A sweep by hand or as the daemon's.
+    pub async fn try_sweep(&self, by_hand: bool) -> Result<Report> {
+        let run = Run { by_hand, stop: CancellationToken::new() };
+        sweep(&self.context, &self.table, &self.tasks, &run, |_: &str, _: Option<&Outcome>, _, _| {}).await
+    }
+
+    /// Closes its connections, so that nothing of it is left for the audit to find.
+    pub async fn close(self) {
+        let Fleet { context, tasks, .. } = self;
+        drop(context);
+        let alive = tasks.stop(Duration::from_secs(10)).await;
+        assert!(alive.is_empty(), "still alive: {alive:?}");
+    }
+}
