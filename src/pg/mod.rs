@@ -2,10 +2,10 @@
 
 mod attempt;
 mod password;
-pub mod pool;
+mod pool;
 pub mod quote;
-pub mod server;
-pub mod session;
+mod server;
+mod session;
 pub mod sqlstate;
 mod tls;
 

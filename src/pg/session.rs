@@ -1,5 +1,6 @@
 //! One connection in use: the driver's client, the task that drives it, and what the server says on its own.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::time::Duration;
@@ -99,6 +100,12 @@ impl Session {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("closed", &self.is_closed()).finish_non_exhaustive()
     }
 }
 

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod connect;
 mod connecting;
 mod harness;
+mod sessions;
 mod tidy;
