@@ -183,6 +183,10 @@ impl Attempt<'_> {
                 )
             }
             "authentication error" => translate(error).with_kind(Kind::Login),
+            // With TLS 1.3 the server's reason for refusing a certificate may be lost on the way, and only a broken connection is left.
+            _ if self.way == Way::Tls && self.connection.tls.identity.as_ref().is_some_and(|identity| identity.named) => {
+                translate(error).hint("perhaps the server refused main.sslcert; its log has the reason")
+            }
             _ => translate(error),
         }
     }

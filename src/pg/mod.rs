@@ -4,10 +4,10 @@ pub mod admin;
 mod attempt;
 pub mod migrate;
 mod password;
-pub mod pool;
+mod pool;
 pub mod quote;
-pub mod server;
-pub mod session;
+mod server;
+mod session;
 pub mod sqlstate;
 mod tls;
 

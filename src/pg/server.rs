@@ -3,6 +3,7 @@
 //! Hosts are tried in the order they are written, and of each host its addresses. One deadline covers it all; whoever is tried gets
 //! an equal share of what is left, so that a host that swallows packets leaves time for the next.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -206,6 +207,12 @@ impl Server {
             password,
         };
         attempt.make(&self.shared.tasks, tls, login.notify.clone()).await
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Server").field(&self.shared.connection.describe()).finish()
     }
 }
 

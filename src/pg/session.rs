@@ -1,6 +1,7 @@
 //! One connection in use: the driver's client, the task that drives it, and what the server says on its own.
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::time::Duration;
@@ -106,6 +107,12 @@ impl Session {
 impl Borrow<Client> for Session {
     fn borrow(&self) -> &Client {
         &self.client
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("closed", &self.is_closed()).finish_non_exhaustive()
     }
 }
 

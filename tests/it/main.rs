@@ -3,9 +3,11 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod connect;
 mod connecting;
 pub mod fleet;
 mod harness;
 mod migrations;
 mod provisioning;
+mod sessions;
 mod tidy;
