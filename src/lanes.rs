@@ -18,6 +18,7 @@ use crate::telemetry::Metrics;
 #[derive(Clone)]
 pub struct Lanes {
     permits: Arc<Semaphore>,
+    parallel: usize,
     freed: Arc<Notify>,
     /// Failures of the server in a row, over all lanes; 0 after any other end.
     server_failures: Arc<watch::Sender<u32>>,
@@ -33,6 +34,7 @@ impl Lanes {
     pub fn new(parallel: usize, ready: mpsc::UnboundedSender<String>, metrics: Metrics, tasks: Tasks) -> Self {
         Lanes {
             permits: Arc::new(Semaphore::new(parallel)),
+            parallel,
             freed: Arc::new(Notify::new()),
             server_failures: Arc::new(watch::Sender::new(0)),
             ready,
@@ -50,6 +52,13 @@ impl Lanes {
     /// Returns when a lane has become free.
     pub async fn freed(&self) {
         self.freed.notified().await;
+    }
+
+    /// Returns when no lane works any more. Nothing may be started meanwhile.
+    pub async fn empty(&self) {
+        let all = u32::try_from(self.parallel).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        drop(self.permits.acquire_many(all).await);
     }
 
     /// Failures of the server in a row.

@@ -2,7 +2,11 @@
 
 pub mod config;
 pub mod output;
+pub mod progress;
+pub mod report;
+pub mod serve;
 pub mod setup;
+pub mod status;
 pub mod sweep;
 
 use std::io::Write;

@@ -1,0 +1,144 @@
+//! `tenantd` without a command: the daemon.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+
+use super::{ExitStatus, migration_set, worker};
+use crate::conditions::{Conditions, DRAINING, MIGRATION_SET};
+use crate::config::{Loaded, Sources, load};
+use crate::controller::{Controller, Shared};
+use crate::error::{Error, Kind, Result};
+use crate::heartbeat::Heartbeats;
+use crate::http::{self, HttpState};
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::registry::Registry;
+use crate::shutdown::Requests;
+use crate::systemd;
+use crate::tasks::Tasks;
+use crate::telemetry::{LogLevel, Metrics};
+
+/// What tasks may take to end after the work is done.
+const END: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Runs until a signal ends it. A main database out of reach makes it wait, at the start as later.
+///
+/// # Errors
+/// Only what waiting does not mend: wrong settings, a newer registry.
+pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLevel, tasks: Tasks) -> Result<ExitCode> {
+    let requests = Requests::of_process(&tasks)?;
+    let config = Arc::new(loaded.config);
+    let conditions = Conditions::new();
+    let shared = Shared {
+        server: Server::new(config.main.clone(), tasks.clone()),
+        worker: worker(&config, "daemon"),
+        metrics: Metrics::new(&conditions),
+        conditions,
+        heartbeats: Heartbeats::new(),
+        tasks: tasks.clone(),
+        stop: requests.stop.clone(),
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), main = config.main.describe(), "tenantd starts");
+    let (opened, registry) = watch::channel(None);
+    if let Some(address) = config.http {
+        let listener = http::bind(address).await?;
+        let state = HttpState::new(shared.conditions.clone(), shared.heartbeats.clone(), shared.metrics.clone(), fleet_reader(registry));
+        tasks.spawn("http", http::serve(listener, state, tasks.cancelled()));
+    }
+    let (heartbeats, watched) = (shared.heartbeats.clone(), shared.conditions.clone());
+    tasks.spawn("systemd", async move { systemd::keep_informed(&heartbeats, &watched, "turning signups into databases").await });
+    let installed = shared.install(&config, |error| systemd::ready(&format!("waiting: {}", error.chain()))).await?;
+    let Some((registry, installed)) = installed else { return Ok(ExitStatus::Well.into()) };
+    for change in &installed.changes {
+        tracing::info!(change, "installed");
+    }
+    for note in &installed.notes {
+        tracing::info!(note, "to know");
+    }
+    opened.send_replace(Some(registry.clone()));
+    let context = prepare_when_possible(&shared, &registry, &config, set).await;
+    let Some(context) = context else { return Ok(ExitStatus::Well.into()) };
+    let controller = Controller::start(shared.clone(), context, &installed);
+    systemd::ready("turning signups into databases");
+    tracing::info!(notify = installed.notify, "tenantd is at work");
+    loop {
+        tokio::select! {
+            () = requests.reload() => reload(&sources, &controller, &shared, &log).await,
+            () = requests.stop.cancelled() => break,
+        }
+    }
+    shared.conditions.set(DRAINING, "the daemon is ending");
+    let forced = systemd::stopping(async {
+        let mut forced = None;
+        controller.finish(requests.forced().map(|code| forced = Some(code))).await;
+        forced
+    })
+    .await;
+    let alive = tasks.stop(END).await;
+    if !alive.is_empty() {
+        tracing::debug!(?alive, "tasks that did not end in time");
+    }
+    tracing::info!("tenantd ended");
+    Ok(forced.map_or(ExitStatus::Well.into(), ExitCode::from))
+}
+
+/// The registry was reached a moment ago; if it is lost again right now, that is waited for, too.
+async fn prepare_when_possible(
+    shared: &Shared,
+    registry: &Registry,
+    config: &Arc<crate::config::Config>,
+    set: MigrationSet,
+) -> Option<crate::provision::Context> {
+    let set = Arc::new(set);
+    let mut failures = 0;
+    while !shared.stop.is_cancelled() {
+        match shared.prepare(registry.clone(), Arc::clone(config), Arc::clone(&set)).await {
+            Ok(context) => return Some(context),
+            Err(error) => tracing::warn!(error = error.chain(), "the registry cannot be read; tried again"),
+        }
+        failures += 1;
+        tokio::time::sleep(crate::retry::WAIT.delay(failures)).await;
+    }
+    None
+}
+
+/// Reads settings and migrations again, all or nothing: what does not load leaves the last good ones in force.
+async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log: &LogLevel) {
+    systemd::reloading();
+    let reloaded = async {
+        let config = load(sources)?.config;
+        let set = migration_set(&config).map_err(|error| {
+            shared.conditions.set(MIGRATION_SET, error.chain());
+            error
+        })?;
+        log.set(&config.log.level)?;
+        controller.replace(config, set).await
+    };
+    match reloaded.await {
+        Ok(()) => {
+            shared.metrics.reloaded(true);
+            tracing::info!("settings and migrations reloaded");
+        }
+        Err(error) => {
+            shared.metrics.reloaded(false);
+            tracing::error!(error = error.chain(), hint = error.advice(), "nothing was reloaded; the last good settings and migrations stay in force");
+        }
+    }
+    systemd::ready("turning signups into databases");
+}
+
+fn fleet_reader(registry: watch::Receiver<Option<Registry>>) -> http::ReadFleet {
+    Arc::new(move || {
+        let registry = registry.borrow().clone();
+        async move {
+            match registry {
+                Some(registry) => registry.fleet().await,
+                None => Err(Error::new(Kind::Registry, "the registry is not open yet")),
+            }
+        }
+        .boxed()
+    })
+}
