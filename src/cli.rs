@@ -42,6 +42,7 @@ pub struct Cli {
     #[arg(long, global = true)]
     pub json: bool,
 
+    /// What to do instead of running the daemon
     #[command(subcommand)]
     pub command: Option<Command>,
 }

@@ -69,7 +69,11 @@ impl Shared {
     ///
     /// # Errors
     /// What waiting does not mend: [`Kind::Usage`], [`Kind::RegistryNewer`].
-    pub async fn install(&self, config: &Config, mut waiting: impl FnMut(&Error)) -> Result<Option<(Registry, Installed)>> {
+    pub async fn install(
+        &self,
+        config: &Config,
+        mut waiting: impl FnMut(&Error),
+    ) -> Result<Option<(Registry, Installed)>> {
         let wishes = Wishes { backfill: config.signup.backfill, moved: Moved::Refuse };
         let beat = self.heartbeats.register("install", TURN_ALLOWANCE + config.main.connect_timeout);
         let mut failures = 0;
@@ -118,7 +122,10 @@ impl Shared {
             self.conditions.set(MIGRATION_SET, reasons);
         }
         if !relations.diverged.is_empty() {
-            tracing::error!(reasons = relations.diverged.join(" "), "migration files contradict what tenants have; those tenants are not touched");
+            tracing::error!(
+                reasons = relations.diverged.join(" "),
+                "migration files contradict what tenants have; those tenants are not touched"
+            );
         }
         if !relations.newer.is_empty() {
             tracing::warn!(sets = relations.newer.len(), "some tenants are newer than this tenantd and are left alone");
@@ -200,7 +207,7 @@ impl Controller {
 
     /// Ends in order: no new work, then the work in hand until `work.shutdown` or `force`, then everything. Leases are given back.
     pub async fn finish(self, force: impl Future<Output = ()>) {
-        let Controller { shared, context, lanes, loops, .. } = self;
+        let Controller { context, lanes, loops, .. } = self;
         let context = context.borrow().clone();
         let drained = async {
             for ended in loops {
@@ -226,8 +233,11 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut keys = Vec::new();
     let changed = [
         ("main.url", old.main.describe() != new.main.describe()),
-        ("signup.table, signup.id_column, signup.notify", (&old.signup.schema, &old.signup.table, &old.signup.id_column, old.signup.notify)
-            != (&new.signup.schema, &new.signup.table, &new.signup.id_column, new.signup.notify)),
+        (
+            "signup.table, signup.id_column, signup.notify",
+            (&old.signup.schema, &old.signup.table, &old.signup.id_column, old.signup.notify)
+                != (&new.signup.schema, &new.signup.table, &new.signup.id_column, new.signup.notify),
+        ),
         ("work.parallel", old.work.parallel != new.work.parallel),
         ("http.listen", old.http != new.http),
         ("log.format", old.log.format != new.log.format),

@@ -111,15 +111,19 @@ impl Intake {
                 Err(error) => {
                     unreachable += 1;
                     if unreachable == 1 {
-                        tell_once(&error, "the registry cannot be read; signups go on, and their tenants come when it can");
+                        tell_once(
+                            &error,
+                            "the registry cannot be read; signups go on, and their tenants come when it can",
+                        );
                         self.conditions.set("main_database", error.chain());
                     }
                     self.pause(WAIT.delay(unreachable)).await;
                 }
             }
         }
+        let bell = self.bell.borrow().clone();
         if matches!(self.mode, Mode::Armed)
-            && let Some(bell) = self.bell.borrow().clone()
+            && let Some(bell) = bell
             && let Err(error) = bell.disarm().await
         {
             tracing::debug!(error = error.chain(), "the doorbell's lock ends with its connection");
@@ -194,7 +198,8 @@ impl Intake {
                     return Ok(false);
                 }
                 if quiet {
-                    self.mode = self.queue(bell).await?;
+                    let context = self.context.borrow().clone();
+                    self.mode = Self::queue(context, bell).await?;
                 }
             }
             (Mode::Awake { found }, _) => *found = Instant::now(),
@@ -204,8 +209,7 @@ impl Intake {
     }
 
     /// Queues for the lock. Behind another daemon that holds it every signup rings, so there is nothing to look for meanwhile.
-    async fn queue(&self, bell: Arc<Doorbell>) -> Result<Mode> {
-        let context = self.context.borrow().clone();
+    async fn queue(context: Arc<Context>, bell: Arc<Doorbell>) -> Result<Mode> {
         let held = context.registry.bell_holder().await?.is_some();
         let poll = if held { context.config.signup.poll } else { QUEUED_POLL.min(context.config.signup.poll) };
         Ok(Mode::Queued { wait: Box::pin(async move { bell.wait_to_arm().await }), poll })
@@ -240,10 +244,10 @@ impl Intake {
 
     /// The lock was granted, or its slice of waiting is over.
     async fn end_wait(&mut self, waited: Result<Waited>) {
-        let bell = self.bell.borrow().clone();
+        let (context, bell) = (self.context.borrow().clone(), self.bell.borrow().clone());
         self.mode = match (waited, bell) {
             (Ok(Waited::Armed), _) => Mode::Armed,
-            (Ok(Waited::StillTaken), Some(bell)) => self.queue(bell).await.unwrap_or(Mode::Blind),
+            (Ok(Waited::StillTaken), Some(bell)) => Self::queue(context, bell).await.unwrap_or(Mode::Blind),
             _ => Mode::Blind,
         };
     }

@@ -69,7 +69,8 @@ impl Lanes {
 
     /// Starts the work on a claimed tenant. The caller has seen a free lane; nobody else takes them.
     pub fn start(&self, context: &Arc<Context>, claim: Claim) {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
+        let permit =
+            Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
         let (lanes, context) = (self.clone(), Arc::clone(context));
         self.tasks.spawn("lane", async move { lanes.work(&context, claim, permit).await });
     }
@@ -79,7 +80,10 @@ impl Lanes {
         let key = claim.key.clone();
         let age = claim.age;
         let outcome = AssertUnwindSafe(reconcile(context, claim)).catch_unwind().await.unwrap_or_else(|_| {
-            Outcome::Left(Error::new(Kind::Other, "the work panicked; the lease ends by itself and the tenant is tried again"))
+            Outcome::Left(Error::new(
+                Kind::Other,
+                "the work panicked; the lease ends by itself and the tenant is tried again",
+            ))
         });
         self.metrics.reconciled(&outcome, age, began.elapsed());
         self.tell(&key, &outcome);
@@ -131,6 +135,8 @@ pub(crate) fn tell_outcome(key: &str, outcome: &Outcome) {
             "tenant failing, tried again"
         ),
         Outcome::Left(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "tenant left alone"),
-        Outcome::Server(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant"),
+        Outcome::Server(error) => {
+            tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant")
+        }
     }
 }

@@ -10,7 +10,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return commands::failed(&tenantd::error::Error::new(tenantd::error::Kind::Other, "start the runtime").because(error)),
+        Err(error) => {
+            return commands::failed(
+                &tenantd::error::Error::new(tenantd::error::Kind::Other, "start the runtime").because(error),
+            );
+        }
     };
     let ended = runtime.block_on(commands::run(cli));
     // A second signal ends at once: what still runs is not waited for.

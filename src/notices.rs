@@ -11,7 +11,12 @@ use crate::registry::hand_over::notify_ready;
 const AT_ONCE: usize = 100;
 
 /// Sends a notice for each key that comes, until stopped. A notice that cannot be sent is dropped: whoever waits looks at the view.
-pub async fn send(server: Server, application_name: String, mut ready: mpsc::UnboundedReceiver<String>, stop: CancellationToken) {
+pub async fn send(
+    server: Server,
+    application_name: String,
+    mut ready: mpsc::UnboundedReceiver<String>,
+    stop: CancellationToken,
+) {
     let mut session = None;
     loop {
         let mut keys = Vec::new();
@@ -26,11 +31,19 @@ pub async fn send(server: Server, application_name: String, mut ready: mpsc::Unb
     }
 }
 
-async fn send_once(server: &Server, application_name: &str, session: &mut Option<Session>, keys: &[String]) -> Result<()> {
+async fn send_once(
+    server: &Server,
+    application_name: &str,
+    session: &mut Option<Session>,
+    keys: &[String],
+) -> Result<()> {
     if session.as_ref().is_none_or(Session::is_closed) {
         let fresh = server.connect(None, application_name).await?;
         // The lock that all commits with a NOTIFY share: a stuck one must not keep our connection for ever.
-        fresh.batch_execute("set lock_timeout = '1s'").await.doing(|| "prepare the connection for notices".to_owned())?;
+        fresh
+            .batch_execute("set lock_timeout = '1s'")
+            .await
+            .doing(|| "prepare the connection for notices".to_owned())?;
         *session = Some(fresh);
     }
     let session = session.as_ref().expect("connected above");

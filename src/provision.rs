@@ -78,7 +78,12 @@ impl Context {
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn prepare(server: Server, registry: Registry, config: Arc<Config>, set: Arc<MigrationSet>) -> Result<Context> {
+    pub async fn prepare(
+        server: Server,
+        registry: Registry,
+        config: Arc<Config>,
+        set: Arc<MigrationSet>,
+    ) -> Result<Context> {
         registry.keep_set(&set).await?;
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
         Ok(Context { server, registry, config, set, relations })

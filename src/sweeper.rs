@@ -47,7 +47,9 @@ impl Sweeper {
             match self.sweep_while_beating(&context).await {
                 Ok(report) => self.tell(&report),
                 Err(error) if error.kind() == Kind::Drift => self.conditions.set("migration_set", error.chain()),
-                Err(error) => tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not be done"),
+                Err(error) => {
+                    tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not be done")
+                }
             }
             self.wait(context.config.sweep.every).await;
         }
@@ -83,7 +85,11 @@ impl Sweeper {
             }
             Err(error) => {
                 if !self.conditions.unmet().contains_key("registry") {
-                    tracing::error!(error = error.chain(), hint = error.advice(), "the installation is not as it should be");
+                    tracing::error!(
+                        error = error.chain(),
+                        hint = error.advice(),
+                        "the installation is not as it should be"
+                    );
                 }
                 self.conditions.set("registry", error.chain());
             }

@@ -12,7 +12,9 @@ use crate::error::{Error, Kind, Result};
 /// The text could not be written.
 pub fn text(out: &mut impl Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::new(Kind::Other, "write the output").because(error)),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::new(Kind::Other, "write the output").because(error))
+        }
         _ => Ok(()),
     }
 }

@@ -45,11 +45,18 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
     let (opened, registry) = watch::channel(None);
     if let Some(address) = config.http {
         let listener = http::bind(address).await?;
-        let state = HttpState::new(shared.conditions.clone(), shared.heartbeats.clone(), shared.metrics.clone(), fleet_reader(registry));
+        let state = HttpState::new(
+            shared.conditions.clone(),
+            shared.heartbeats.clone(),
+            shared.metrics.clone(),
+            fleet_reader(registry),
+        );
         tasks.spawn("http", http::serve(listener, state, tasks.cancelled()));
     }
     let (heartbeats, watched) = (shared.heartbeats.clone(), shared.conditions.clone());
-    tasks.spawn("systemd", async move { systemd::keep_informed(&heartbeats, &watched, "turning signups into databases").await });
+    tasks.spawn("systemd", async move {
+        systemd::keep_informed(&heartbeats, &watched, "turning signups into databases").await
+    });
     let installed = shared.install(&config, |error| systemd::ready(&format!("waiting: {}", error.chain()))).await?;
     let Some((registry, installed)) = installed else { return Ok(ExitStatus::Well.into()) };
     for change in &installed.changes {
@@ -124,7 +131,11 @@ async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log
         }
         Err(error) => {
             shared.metrics.reloaded(false);
-            tracing::error!(error = error.chain(), hint = error.advice(), "nothing was reloaded; the last good settings and migrations stay in force");
+            tracing::error!(
+                error = error.chain(),
+                hint = error.advice(),
+                "nothing was reloaded; the last good settings and migrations stay in force"
+            );
         }
     }
     systemd::ready("turning signups into databases");

@@ -43,12 +43,15 @@ pub async fn run(
     };
     let (_, installed) = Registry::install(server, config, wishes, worker).await?;
     if json {
-        output::object(out, &json!({
-            "changes": installed.changes,
-            "notes": installed.notes,
-            "notify": installed.notify,
-            "migration_set": { "source": set.source(), "id": set.id(), "migrations": set.migrations().len() },
-        }))?;
+        output::object(
+            out,
+            &json!({
+                "changes": installed.changes,
+                "notes": installed.notes,
+                "notify": installed.notify,
+                "migration_set": { "source": set.source(), "id": set.id(), "migrations": set.migrations().len() },
+            }),
+        )?;
     } else {
         print(&installed, set, out)?;
     }
@@ -100,7 +103,8 @@ fn confirmed() -> Result<bool> {
     if !stdin.is_terminal() {
         return Err(Error::usage("without a terminal nothing is removed unasked").hint("add --yes"));
     }
-    let question = "This removes schema tenantd: which tenants exist and how they stand is forgotten. Type yes to go on: ";
+    let question =
+        "This removes schema tenantd: which tenants exist and how they stand is forgotten. Type yes to go on: ";
     output::text(&mut std::io::stderr(), question)?;
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(|error| Error::usage("read the answer").because(error))?;

@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::{ExitStatus, progress, report};
 use crate::config::Config;
 use crate::error::Result;
@@ -14,6 +12,7 @@ use crate::provision::Context;
 use crate::registry::identity::Moved;
 use crate::registry::install::Wishes;
 use crate::registry::{Registry, Worker};
+use crate::shutdown::Requests;
 use crate::sweep::{Run, sweep};
 use crate::tasks::Tasks;
 
@@ -34,11 +33,13 @@ pub async fn run(
     let (registry, installed) = Registry::install(server, config, wishes, worker).await?;
     let context = Arc::new(Context::prepare(server.clone(), registry, Arc::new(config.clone()), Arc::new(set)).await?);
     context.registry.retry_drifted().await?;
-    let stop = CancellationToken::new();
-    crate::shutdown::cancel_on_signal(&stop, tasks)?;
-    let run = Run { by_hand: true, stop };
+    let requests = Requests::of_process(tasks)?;
+    let run = Run { by_hand: true, stop: requests.stop.clone() };
     let bar = progress::Bar::new();
-    let swept = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| bar.ended(key, outcome, ended, chosen)).await;
+    let swept = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| {
+        bar.ended(key, outcome, ended, chosen)
+    })
+    .await;
     bar.finish();
     context.registry.release_all().await?;
     report::print(&swept?, json, out)

@@ -1,8 +1,9 @@
 //! Where settings may come from: what the command line asks for, the environment, an env file, the settings file.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::problem::Problem;
@@ -43,6 +44,22 @@ impl Sources {
             default_file: PathBuf::from(DEFAULT_FILE),
         }
     }
+
+    /// Whether stderr is systemd's journal. `JOURNAL_STREAM` alone does not say so: it is handed on to every child of a service, whose
+    /// stderr may be a terminal or a file; so it is compared with what stderr is.
+    #[must_use]
+    pub fn stderr_is_journal(&self) -> bool {
+        let named = self.environment.0.get(OsStr::new("JOURNAL_STREAM")).and_then(|named| named.to_str());
+        let stderr = std::fs::metadata("/proc/self/fd/2").ok();
+        stderr.is_some_and(|stderr| named == Some(&format!("{}:{}", stderr.dev(), stderr.ino())))
+    }
+}
+
+/// The name of this machine, for people to tell daemons apart by.
+#[must_use]
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "host".to_owned() } else { name.trim().to_owned() }
 }
 
 /// Variables by name. `Debug` prints the names alone, since values may be passwords.
@@ -171,4 +188,19 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
 /// How a line of a file is named.
 pub(super) fn at_line(path: &Path, line: usize) -> String {
     format!("{}, line {line}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_known_by_what_stderr_is() {
+        let stderr = std::fs::metadata("/proc/self/fd/2").unwrap();
+        let of = |named: String| Sources::of([("JOURNAL_STREAM", named)]).stderr_is_journal();
+        assert!(of(format!("{}:{}", stderr.dev(), stderr.ino())));
+        assert!(!of(format!("{}:{}", stderr.dev(), stderr.ino() + 1)), "inherited, and stderr is another");
+        assert!(!of(String::new()));
+        assert!(!Sources::of([("HOME", "/")]).stderr_is_journal());
+    }
 }

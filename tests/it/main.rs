@@ -9,5 +9,6 @@ pub mod fleet;
 mod harness;
 mod migrations;
 mod provisioning;
+mod serving;
 mod sessions;
 mod tidy;

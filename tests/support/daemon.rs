@@ -64,7 +64,7 @@ impl Program {
             .setting("signup.notify", "true")
             .setting("tenant.prefix", database.prefix())
             .setting("tenant.owner", "tenant_owner")
-            .setting("tenant.use", r#"["app"]"#)
+            .setting("tenant.use", "app")
             .setting("http.listen", "")
             .setting("log.format", "json")
     }
