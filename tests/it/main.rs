@@ -11,4 +11,5 @@ mod migrations;
 mod provisioning;
 mod serving;
 mod sessions;
+mod status;
 mod tidy;
