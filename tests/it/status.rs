@@ -365,3 +365,32 @@ fn kinds_have_their_exit_status() {
         assert_eq!(ExitStatus::from(&Error::new(kind, "x")) as u8, expected, "{kind}");
     }
 }
+
+/// Goal: a sweep by hand reports what it did. Method: one signup; nothing; a stranger's database in the way of another.
+#[tokio::test]
+async fn a_sweep_by_hand_reports() {
+    let database = TestDatabase::new().await.allow(Finding::OpenToPublic);
+    let program = Program::for_database(&database);
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
+    database.sign_up("one@example.org").await;
+    let made = program.run(&["--sweep-once"]).await;
+    assert_eq!(made.code(), 0, "{made:?}");
+    assert!(made.stdout.ends_with(": 1 chosen, 1 ready (1 made, 0 migrated), 0 failed (0 of them parked)"), "{made:?}");
+    let nothing = program.run(&["--sweep-once"]).await;
+    assert_eq!((nothing.code(), nothing.stdout.lines().count()), (0, 1), "{nothing:?}");
+    assert!(nothing.stdout.starts_with("nothing to do: every tenant is as it should be ("), "{nothing:?}");
+
+    let key = database.sign_up("two@example.org").await;
+    let name = database.tenant_name(&key);
+    database.superuser().await.batch_execute(&format!("create database {name}")).await.expect("in the way");
+    let failed = program.run(&["--sweep-once"]).await;
+    assert_eq!(failed.code(), 1, "{failed:?}");
+    let line = failed.stdout.lines().next().expect("a line");
+    assert!(line.starts_with(&format!("{key} parked: ")) && line.contains("marker; somebody else made it"), "{line}");
+    let json = program.run(&["--sweep-once", "--json"]).await;
+    let shown: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!((&shown["failed"][0]["key"], &shown["failed"][0]["error"]["kind"]), (&json!(key), &json!("conflict")));
+    let status = program.run(&["status"]).await;
+    assert!(status.code() == 1 && status.stdout.contains("\nParked (1):\n"), "{status:?}");
+    database.finish().await;
+}
