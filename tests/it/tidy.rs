@@ -15,7 +15,24 @@ const ROWS: [(&str, &[&str]); 7] = [
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),
     ("work", &["isolation", "provision", "sweep"]),
-    ("service", &["controller", "intake", "shutdown", "heartbeat", "telemetry", "http"]),
+    (
+        "service",
+        &[
+            "controller",
+            "intake",
+            "bell",
+            "lanes",
+            "brakes",
+            "sweeper",
+            "notices",
+            "conditions",
+            "heartbeat",
+            "shutdown",
+            "systemd",
+            "telemetry",
+            "http",
+        ],
+    ),
     ("surface", &["cli", "commands", "lib", "main"]),
 ];
 
