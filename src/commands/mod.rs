@@ -98,7 +98,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Some(Command::Config(_)) => unreachable!("answered above"),
         None if cli.sweep_once => {
-            sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await?
+            return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
         }
         None => return serve::run(sources, loaded, set, log, tasks).await,
     };
