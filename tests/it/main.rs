@@ -12,4 +12,7 @@ mod provisioning;
 mod service;
 mod serving;
 mod sessions;
+mod signup;
+mod signup_kinds;
+pub mod sql;
 mod tidy;
