@@ -125,8 +125,8 @@ pub async fn sweep(
         return Err(Error::new(Kind::Drift, context.relations.refused.join(" "))
             .context("the migration set is refused, no tenant is touched"));
     }
-    match context.registry.request_missing(table).await {
-        Ok(requested) => report.requested = requested,
+    match context.registry.request_missing(table, &context.config.tenant.prefix).await {
+        Ok(missing) => report.requested = if missing.held { 0 } else { missing.users },
         Err(error) if error.kind() == Kind::Rights => report.unread = Some(error),
         Err(error) => return Err(error),
     }

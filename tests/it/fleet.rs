@@ -61,10 +61,19 @@ impl Fleet {
 
     /// Installs by `config` with `set`.
     pub async fn with_set(config: Config, set: MigrationSet) -> Result<Fleet> {
+        Self::made(config, set, WISHES).await
+    }
+
+    /// Installs by `config` with the embedded tenant migrations and what else is wished for.
+    pub async fn wishing(config: Config, wishes: Wishes) -> Result<Fleet> {
+        Self::made(config, embedded::tenant().expect("the embedded set"), wishes).await
+    }
+
+    async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
         let worker = Worker::new("test", "test", 12);
-        let (registry, installed) = Registry::install(&server, &config, WISHES, &worker).await?;
+        let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set)).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
     }

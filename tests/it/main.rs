@@ -13,4 +13,7 @@ mod service;
 mod serving;
 mod sessions;
 mod status;
+mod signup;
+mod signup_kinds;
+pub mod sql;
 mod tidy;
