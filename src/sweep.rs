@@ -91,6 +91,7 @@ impl Report {
             }
             Outcome::Failed { error, parked } => self.failed.push(Failed { key, error, parked }),
             Outcome::Left(error) if error.kind() == Kind::Newer => self.newer += 1,
+            Outcome::Left(error) if error.kind() == Kind::Braked => self.braked += 1,
             Outcome::Left(_) => self.busy += 1,
             Outcome::Server(error) => self.failed.push(Failed { key, error, parked: false }),
         }
@@ -137,6 +138,8 @@ pub async fn sweep(
     } else {
         context.registry.count_newer(&context.relations.newer).await?
     };
+    let (busy, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.busy);
+    report.busy = busy.len();
     let keys = brake(context, candidates, &mut report).await?;
     report.chosen = keys.len();
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
