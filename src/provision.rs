@@ -229,7 +229,14 @@ fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
 async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) -> Error {
     loop {
         tokio::time::sleep(claim.lease / 3).await;
-        match registry.renew(claim).await {
+        let left = until.lock().unwrap_or_else(PoisonError::into_inner).saturating_duration_since(Instant::now());
+        let renewed = tokio::time::timeout(left, registry.renew(claim)).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                Kind::LeaseLost,
+                format!("the lease on tenant {} ran out while it was being renewed", claim.key),
+            ))
+        });
+        match renewed {
             Ok(renewed) => *until.lock().unwrap_or_else(PoisonError::into_inner) = renewed,
             Err(error) if error.kind() == Kind::LeaseLost => return error,
             Err(error) => {

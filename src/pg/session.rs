@@ -26,8 +26,8 @@ const CANCEL: Duration = Duration::from_secs(5);
 
 /// A session on a server; use it as the driver's client.
 ///
-/// Dropping it closes the connection, within a second also while a statement runs. The server goes on with that
-/// statement: [`Session::cancel`] stops it.
+/// Dropping it closes the connection, within a second also while a statement runs; the server is asked to stop that statement, since it
+/// would not notice that nobody waits for it any more.
 pub struct Session {
     client: Client,
     tls: Option<MakeTlsConnector>,
@@ -154,7 +154,7 @@ async fn send_cancel(token: CancelToken, tls: Option<MakeTlsConnector>) -> Resul
 enum End {
     /// The connection is closed.
     Closed,
-    /// All tasks were told to end. A statement that still ran would go on in the server, which does not notice that its client is gone.
+    /// It was closed by us while a statement may have run, which would go on in the server.
     BrokenOff,
 }
 
@@ -176,7 +176,7 @@ where
     loop {
         let message = tokio::select! {
             message = messages.next() => message,
-            () = &mut overdue => return End::Closed,
+            () = &mut overdue => return End::BrokenOff,
             () = stop.cancelled() => return End::BrokenOff,
         };
         match message {
