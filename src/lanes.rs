@@ -72,6 +72,12 @@ impl Lanes {
         self.permits.available_permits()
     }
 
+    /// Whether no lane works.
+    #[must_use]
+    pub fn are_empty(&self) -> bool {
+        self.free() == self.parallel
+    }
+
     /// Returns when a lane has become free.
     pub async fn freed(&self) {
         self.freed.notified().await;

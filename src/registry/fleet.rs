@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, IsolationLevel, Row};
 
 use super::claim::damaged;
-use super::{Registry, field};
+use super::{Registry, answered, field};
 use crate::error::Result;
 use crate::pg::Doing;
 
@@ -186,7 +186,8 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn bell_holder(&self) -> Result<Option<BellHolder>> {
-        bell_holder(&*self.session().await?).await
+        let session = self.session().await?;
+        answered(&session, bell_holder(&session)).await
     }
 }
 

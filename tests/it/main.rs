@@ -5,9 +5,13 @@ pub mod support;
 
 mod connect;
 mod connecting;
+pub mod crowd;
+mod doorbell;
+mod doorbell_faults;
 pub mod fleet;
 mod harness;
 mod migrations;
+pub mod pages;
 mod provisioning;
 mod service;
 mod serving;
