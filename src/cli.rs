@@ -22,7 +22,7 @@ pub struct Cli {
     #[arg(long)]
     pub sweep_once: bool,
 
-    /// The settings file [default: $TENANTD_CONFIG, else /etc/tenantd/tenantd.toml]
+    /// The settings file [default: `$TENANTD_CONFIG`, else /etc/tenantd/tenantd.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 

@@ -33,7 +33,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
 /// A loop that has not turned for so long hangs: twice the longest wait that a loop has on its way.
-const TURN_ALLOWANCE: Duration = Duration::from_secs(60);
+const TURN_ALLOWANCE: Duration = Duration::from_mins(1);
 
 /// What the daemon's parts share.
 #[derive(Clone)]

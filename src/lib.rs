@@ -1,4 +1,70 @@
-//! One Postgres database per signup, always on the latest migration.
+//! tenantd: one Postgres database per signup, always on the latest migration.
+//!
+//! An application inserts a row into its `users` table. A trigger writes the fact into a registry and, when a daemon sleeps, rings. The
+//! daemon makes the database `tenant_<uuid>`, applies the tenant migrations and marks it ready. Signups never wait for any of it, and
+//! never fail because of it. A sweep finds what was missed and brings every tenant to the newest migration.
+//!
+//! # The way through
+//!
+//! ```text
+//! INSERT users ─trigger─▶ tenantd.tenant (requested) ─doorbell─▶ daemon: claim ─▶ observe ─▶ plan ─▶ apply ─▶ record: ready
+//!                                                       ▲                                                       │
+//!                         poll tick · sweep · retry due ┘                      NOTIFY tenantd_ready ◀────────────┘
+//! ```
+//!
+//! Level-triggered: whatever wakes the daemon only says "look". The registry row is the truth. Signup, retry, sweep and `--sweep-once`
+//! are several ways in and one way through: [`provision::reconcile`], the only way a tenant ever changes.
+//!
+//! # States
+//!
+//! `state` is what the application may rely on, `work` what the daemon has still to do:
+//!
+//! ```text
+//! state  requested ─▶ ready ─▶ deleting ─▶ deleted ─▶ requested (the key signed up again)
+//!
+//! work   held ─backfill─▶ due ─▶ idle          idle ─▶ due: behind, unverified, changed behind our back
+//!                          │ ▲
+//!                          ▼ │ after a delay that grows
+//!                        failing ─out of tries, or no use trying─▶ parked ─a person, a sweep by hand, another set─▶ due
+//! ```
+//!
+//! A tenant is being worked on while `leased_until` lies in the future. `attempt` grows with each claim and fences every later write.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | main database | the application's own; signups happen here, the registry lives here |
+//! | signup table | the application's table that a signup inserts into |
+//! | registry | schema `tenantd` in the main database |
+//! | tenant, key | a row of the registry and its database; what the application calls it |
+//! | doorbell | how the trigger wakes a daemon that sleeps |
+//! | claim, lease, attempt | a tenant taken for a limited time; every write after it names the attempt |
+//! | migration set | the ordered migrations that a daemon carries; its SHA-256 is its id |
+//! | spare | a database in the making, under a random name, until it is handed over |
+//! | sweep | choose every tenant that is missing, due, behind or unverified, and reconcile each |
+//! | parked | out of tries: a person should look |
+//! | marker | the database's comment that says whose it is; without it nothing is touched |
+//!
+//! # Rows
+//!
+//! A file imports from its own row or one with a smaller number; a test reads the source tree and fails when a row is broken.
+//!
+//! ```text
+//! 0 words     tenant, error                      pure: no tokio, no postgres
+//! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
+//! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
+//! 3 records   registry                           all SQL on the main database
+//! 4 work      isolation, provision, sweep
+//! 5 service   controller, intake, bell, lanes, brakes, sweeper, notices, conditions, heartbeat, shutdown, systemd, telemetry, http
+//! 6 surface   cli, commands, lib.rs, main.rs
+//! ```
+//!
+//! # Read in this order
+//!
+//! [`tenant`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`]
+//! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
+//! [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 
 pub mod bell;
 mod brakes;

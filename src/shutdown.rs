@@ -53,7 +53,8 @@ impl Requests {
         Self::default()
     }
 
-    /// Heeds the process's signals from now on. Called once, by the daemon's command alone.
+    /// Heeds the process's signals until `tasks` are told to end. For the commands that run long, once each: the process never gets its old
+    /// ways back.
     ///
     /// # Errors
     /// The signals cannot be had.
@@ -70,8 +71,8 @@ impl Requests {
             signals.push(poll_fn(move |context| stream.poll_recv(context)).map(move |()| meaning));
         }
         let requests = Requests::new();
-        let heeding = requests.clone();
-        tasks.spawn("signals", async move { heeding.heed(signals).await });
+        let (heeding, ended) = (requests.clone(), tasks.cancelled());
+        tasks.spawn("signals", async move { ended.run_until_cancelled(heeding.heed(signals)).await });
         Ok(requests)
     }
 

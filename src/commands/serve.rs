@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -21,8 +22,11 @@ use crate::systemd;
 use crate::tasks::Tasks;
 use crate::telemetry::{LogLevel, Metrics};
 
+/// What systemd shows while all is well.
+const STATUS: &str = "turning signups into databases";
+
 /// What tasks may take to end after the work is done.
-const END: std::time::Duration = std::time::Duration::from_secs(2);
+const END: Duration = Duration::from_secs(2);
 
 /// Runs until a signal ends it. A main database out of reach makes it wait, at the start as later.
 ///
@@ -53,10 +57,7 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         );
         tasks.spawn("http", http::serve(listener, state, tasks.cancelled()));
     }
-    let (heartbeats, watched) = (shared.heartbeats.clone(), shared.conditions.clone());
-    tasks.spawn("systemd", async move {
-        systemd::keep_informed(&heartbeats, &watched, "turning signups into databases").await
-    });
+    keep_systemd_informed(&shared);
     let installed = shared.install(&config, |error| systemd::ready(&format!("waiting: {}", error.chain()))).await?;
     let Some((registry, installed)) = installed else { return Ok(ExitStatus::Well.into()) };
     for change in &installed.changes {
@@ -66,10 +67,12 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         tracing::info!(note, "to know");
     }
     opened.send_replace(Some(registry.clone()));
+    // From here on nothing makes the start fail: what is missing now is waited for.
+    tell_systemd(&shared);
     let context = prepare_when_possible(&shared, &registry, &config, set).await;
     let Some(context) = context else { return Ok(ExitStatus::Well.into()) };
     let controller = Controller::start(shared.clone(), context, &installed);
-    systemd::ready("turning signups into databases");
+    tell_systemd(&shared);
     tracing::info!(notify = installed.notify, "tenantd is at work");
     loop {
         tokio::select! {
@@ -117,9 +120,8 @@ async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log
     systemd::reloading();
     let reloaded = async {
         let config = load(sources)?.config;
-        let set = migration_set(&config).map_err(|error| {
+        let set = migration_set(&config).inspect_err(|error| {
             shared.conditions.set(MIGRATION_SET, error.chain());
-            error
         })?;
         log.set(&config.log.level)?;
         controller.replace(config, set).await
@@ -138,7 +140,19 @@ async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log
             );
         }
     }
-    systemd::ready("turning signups into databases");
+    tell_systemd(shared);
+}
+
+fn tell_systemd(shared: &Shared) {
+    systemd::ready(&systemd::status_line(&shared.conditions.unmet(), STATUS));
+}
+
+fn keep_systemd_informed(shared: &Shared) {
+    let (heartbeats, conditions, ended) =
+        (shared.heartbeats.clone(), shared.conditions.clone(), shared.tasks.cancelled());
+    shared.tasks.spawn("systemd", async move {
+        ended.run_until_cancelled(systemd::keep_informed(&heartbeats, &conditions, STATUS)).await
+    });
 }
 
 fn fleet_reader(registry: watch::Receiver<Option<Registry>>) -> http::ReadFleet {

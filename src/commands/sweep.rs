@@ -1,9 +1,10 @@
 //! `tenantd --sweep-once`: one sweep by hand, beside whatever daemons run.
 
 use std::io::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::{ExitStatus, progress, report};
+use super::{progress, report};
 use crate::config::Config;
 use crate::error::Result;
 use crate::migrations::MigrationSet;
@@ -16,7 +17,7 @@ use crate::shutdown::Requests;
 use crate::sweep::{Run, sweep};
 use crate::tasks::Tasks;
 
-/// Installs what is missing, sweeps once, and reports. A first SIGINT or SIGTERM ends it after the tenants in hand.
+/// Installs what is missing, sweeps once, and reports. A first SIGINT or SIGTERM ends it after the tenants in hand, a second at once.
 ///
 /// # Errors
 /// The main database cannot be reached, or the migration set is refused as a whole.
@@ -28,7 +29,7 @@ pub async fn run(
     tasks: &Tasks,
     json: bool,
     out: &mut impl Write,
-) -> Result<ExitStatus> {
+) -> Result<ExitCode> {
     let wishes = Wishes { backfill: config.signup.backfill, moved: Moved::Refuse };
     let (registry, installed) = Registry::install(server, config, wishes, worker).await?;
     let context = Arc::new(Context::prepare(server.clone(), registry, Arc::new(config.clone()), Arc::new(set)).await?);
@@ -36,11 +37,14 @@ pub async fn run(
     let requests = Requests::of_process(tasks)?;
     let run = Run { by_hand: true, stop: requests.stop.clone() };
     let bar = progress::Bar::new();
-    let swept = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| {
-        bar.ended(key, outcome, ended, chosen)
-    })
-    .await;
+    let sweeping = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| {
+        bar.ended(key, outcome, ended, chosen);
+    });
+    let swept = tokio::select! {
+        swept = sweeping => swept,
+        code = requests.forced() => return Ok(code.into()),
+    };
     bar.finish();
     context.registry.release_all().await?;
-    report::print(&swept?, json, out)
+    Ok(report::print(&swept?, json, out)?.into())
 }

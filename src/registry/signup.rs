@@ -178,7 +178,8 @@ pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger>
     Ok(match row {
         None => Trigger::Missing,
         Some(row) if !field::<bool>(&row, "ours")? => Trigger::Wrong,
-        Some(row) if field::<String>(&row, "enabled")? == "D" => Trigger::Disabled,
+        // R: fires for what replication applies and for nobody else.
+        Some(row) if matches!(field::<String>(&row, "enabled")?.as_str(), "D" | "R") => Trigger::Disabled,
         Some(_) => Trigger::Right,
     })
 }

@@ -30,19 +30,19 @@ impl Collector for FleetGauges {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), Error> {
         let fleet = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let up = i64::from(fleet.is_some());
-        gauge(&mut encoder, "up", "Whether the main database answered (1) or not (0)", None, up)?;
+        gauge(&mut encoder, "up", "Whether the main database answered (1) or not (0)", None, &up)?;
         let Some(fleet) = fleet.as_ref() else { return Ok(()) };
         tenants(&mut encoder, fleet)?;
         by_version(&mut encoder, &fleet.versions)?;
         let waiting = fleet.oldest_waiting.unwrap_or_default().as_secs_f64();
         let help = "How long the longest waiting signup has waited for its tenant; 0 when none waits";
-        gauge(&mut encoder, "waiting_oldest", help, Some(&Unit::Seconds), waiting)?;
-        gauge(&mut encoder, "leased", "Tenants that are being worked on", None, fleet.leased)?;
-        gauge(&mut encoder, "spares", "Databases under a random name, not yet a tenant's", None, fleet.spares)?;
+        gauge(&mut encoder, "waiting_oldest", help, Some(&Unit::Seconds), &waiting)?;
+        gauge(&mut encoder, "leased", "Tenants that are being worked on", None, &fleet.leased)?;
+        gauge(&mut encoder, "spares", "Databases under a random name, not yet a tenant's", None, &fleet.spares)?;
         let daemons = i64::try_from(fleet.daemons.len()).unwrap_or(i64::MAX);
-        gauge(&mut encoder, "daemons", "Daemons connected to the main database", None, daemons)?;
+        gauge(&mut encoder, "daemons", "Daemons connected to the main database", None, &daemons)?;
         let help = "How full the server's queue of notifications is; at 1 commits fail";
-        gauge(&mut encoder, "notification_queue_ratio", help, None, fleet.notification_queue)
+        gauge(&mut encoder, "notification_queue_ratio", help, None, &fleet.notification_queue)
     }
 }
 
@@ -51,9 +51,9 @@ fn gauge(
     name: &str,
     help: &str,
     unit: Option<&Unit>,
-    value: impl EncodeGaugeValue,
+    value: &impl EncodeGaugeValue,
 ) -> Result<(), Error> {
-    encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
+    encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(value)
 }
 
 /// Every state with every work, the empty ones too, so that a series does not come and go.

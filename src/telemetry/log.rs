@@ -64,12 +64,11 @@ pub fn init(log: &Log, journal: bool, terminal: bool) -> Result<LogLevel> {
 
 fn output(format: LogFormat, journal: bool, terminal: bool) -> Output {
     match format {
-        LogFormat::Text => Output::Text { colours: terminal },
-        LogFormat::Json => Output::Json,
         LogFormat::Journald => Output::Journal,
         LogFormat::Auto if journal => Output::Journal,
+        LogFormat::Text => Output::Text { colours: terminal },
         LogFormat::Auto if terminal => Output::Text { colours: true },
-        LogFormat::Auto => Output::Json,
+        LogFormat::Auto | LogFormat::Json => Output::Json,
     }
 }
 
@@ -167,6 +166,19 @@ mod tests {
         assert_eq!(output(LogFormat::Json, true, true), Output::Json);
         assert_eq!(output(LogFormat::Text, true, false), PLAIN);
         assert_eq!(output(LogFormat::Journald, false, false), Output::Journal);
+    }
+
+    #[test]
+    fn a_journal_that_is_not_there_is_an_error_only_where_it_was_asked_for() {
+        assert!(journal_of(Output::Json, LogFormat::Auto).unwrap().is_none());
+        assert!(journal_of(Output::Journal, LogFormat::Auto).is_ok());
+        match journal_of(Output::Journal, LogFormat::Journald) {
+            Ok(journal) => assert!(journal.is_some()),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Usage);
+                assert!(error.chain().starts_with("log.format is \"journald\""), "{}", error.chain());
+            }
+        }
     }
 
     #[test]

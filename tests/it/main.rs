@@ -9,6 +9,8 @@ pub mod fleet;
 mod harness;
 mod migrations;
 mod provisioning;
+mod service;
 mod serving;
 mod sessions;
+mod status;
 mod tidy;

@@ -15,7 +15,24 @@ const ROWS: [(&str, &[&str]); 7] = [
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),
     ("work", &["isolation", "provision", "sweep"]),
-    ("service", &["controller", "intake", "shutdown", "heartbeat", "telemetry", "http"]),
+    (
+        "service",
+        &[
+            "controller",
+            "intake",
+            "bell",
+            "brakes",
+            "lanes",
+            "notices",
+            "sweeper",
+            "shutdown",
+            "systemd",
+            "conditions",
+            "heartbeat",
+            "telemetry",
+            "http",
+        ],
+    ),
     ("surface", &["cli", "commands", "lib", "main"]),
 ];
 
