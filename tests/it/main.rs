@@ -8,6 +8,7 @@ mod connecting;
 pub mod fleet;
 mod harness;
 mod migrations;
+mod notices;
 mod provisioning;
 mod service;
 mod serving;
