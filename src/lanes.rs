@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::error::{Error, Kind};
 use crate::intake::tell_once;
+use crate::notices;
 use crate::provision::{Context, Outcome, reconcile};
 use crate::registry::claim::Claim;
 use crate::tasks::Tasks;
@@ -120,10 +121,7 @@ impl Lanes {
         });
         self.metrics.reconciled(&outcome, age, began.elapsed());
         self.tell(&key, &outcome);
-        if let Outcome::Ready { made: true, .. } = outcome {
-            // The receiver is gone only while the daemon stops; the notice is a hint.
-            let _ = self.ready.send(key);
-        }
+        notices::tell_made(&self.ready, &key, &outcome);
         drop(permit);
         self.freed.notify_one();
     }
