@@ -285,5 +285,6 @@ fn connect_grants(name: &str, settings: &config::Tenant) -> String {
         .iter()
         .chain(&settings.connect_roles)
         .map(|role| format!("grant connect on database {name} to {};", quote::identifier(role)))
-        .collect()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
