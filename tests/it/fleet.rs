@@ -79,6 +79,9 @@ impl Fleet {
     }
 
     /// Installs by `config` with the embedded tenant migrations and what else is wished for.
+    ///
+    /// # Errors
+    /// As the installation's.
     pub async fn wishing(config: Config, wishes: Wishes) -> Result<Fleet> {
         Self::made(config, embedded::tenant().expect("the embedded set"), wishes).await
     }
