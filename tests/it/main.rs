@@ -3,8 +3,11 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod claims;
 mod connect;
 mod connecting;
+#[cfg(debug_assertions)]
+mod crashes;
 pub mod fleet;
 mod harness;
 mod migrations;
