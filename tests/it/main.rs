@@ -4,6 +4,7 @@
 pub mod support;
 
 mod claims;
+mod conflicts;
 mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
