@@ -33,7 +33,7 @@ const AFTER_BRAKE: Schedule =
     Schedule { first: Duration::from_secs(2), max: Duration::from_secs(3), attempts: u32::MAX };
 
 /// After this time a CREATE DATABASE that outlived its daemon cannot still be running: it has a `statement_timeout` of a minute.
-const FORGET_SPARES_AFTER: Duration = Duration::from_secs(15 * 60);
+const FORGET_SPARES_AFTER: Duration = Duration::from_mins(15);
 
 /// Everything a reconcile needs, the same for every tenant.
 #[derive(Clone)]

@@ -137,10 +137,10 @@ async fn every_write(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> V
     let again = Again::After(Duration::ZERO);
     let mut failed = every_change(fleet, claim, spare, name).await;
     failed.extend([
-        ("give_name", registry.give_name(claim, "late").await.unwrap_err()),
-        ("record_done", registry.record_done(claim, &done).await.unwrap_err()),
-        ("record_failure", registry.record_failure(claim, &failure, "late", again).await.unwrap_err()),
-        ("release", registry.release(claim, Duration::ZERO).await.unwrap_err()),
+        ("give_name", registry.give_name(claim, "late").await.expect_err("fenced")),
+        ("record_done", registry.record_done(claim, &done).await.expect_err("fenced")),
+        ("record_failure", registry.record_failure(claim, &failure, "late", again).await.expect_err("fenced")),
+        ("release", registry.release(claim, Duration::ZERO).await.expect_err("fenced")),
     ]);
     failed
 }
@@ -151,12 +151,12 @@ async fn every_change(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> 
     let done = Done { version: Some(9), migration_set: "x".to_owned(), access: "x".to_owned(), migrated: true };
     let hand_over = HandOver { spare, name, connect: &[], done: &done };
     vec![
-        ("renew", registry.renew(claim).await.map(drop).unwrap_err()),
-        ("announce_spare", registry.announce_spare(claim, &spare_name()).await.unwrap_err()),
-        ("hand_over", registry.hand_over(claim, hand_over).await.unwrap_err()),
-        ("set_aside", registry.set_aside(claim, spare, &spare_name()).await.unwrap_err()),
-        ("mend_database", registry.mend_database(claim, spare, "select 1").await.unwrap_err()),
-        ("take_back", registry.take_back(claim, spare).await.unwrap_err()),
+        ("renew", registry.renew(claim).await.map(drop).expect_err("fenced")),
+        ("announce_spare", registry.announce_spare(claim, &spare_name()).await.expect_err("fenced")),
+        ("hand_over", registry.hand_over(claim, hand_over).await.expect_err("fenced")),
+        ("set_aside", registry.set_aside(claim, spare, &spare_name()).await.expect_err("fenced")),
+        ("mend_database", registry.mend_database(claim, spare, "select 1").await.expect_err("fenced")),
+        ("take_back", registry.take_back(claim, spare).await.expect_err("fenced")),
     ]
 }
 

@@ -9,6 +9,7 @@ mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
+mod failing;
 pub mod fleet;
 mod harness;
 mod migrations;
@@ -16,4 +17,5 @@ mod provisioning;
 mod service;
 mod serving;
 mod sessions;
+mod sweeping;
 mod tidy;
