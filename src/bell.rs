@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conditions::Conditions;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::heartbeat::Beat;
 use crate::pg::Server;
 use crate::registry::doorbell::Doorbell;
@@ -45,7 +45,12 @@ impl BellKeeper {
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             self.beat.turned();
-            match Doorbell::open(&self.server, &self.application_name, Arc::clone(&rings), &self.tasks).await {
+            let open = Doorbell::open(&self.server, &self.application_name, Arc::clone(&rings), &self.tasks);
+            let opened = tokio::select! {
+                opened = open => opened,
+                () = self.stop.cancelled() => return,
+            };
+            match opened {
                 Ok(bell) => {
                     let (heard, error) = self.keep(Arc::new(bell)).await;
                     failures = if heard { 1 } else { failures + 1 };
@@ -78,14 +83,16 @@ impl BellKeeper {
                 self.conditions.clear("doorbell");
                 self.offer.send_replace(Some(Arc::clone(&bell)));
             }
-            self.pause(PING_EVERY).await;
+            tokio::select! {
+                () = self.pause(PING_EVERY) => {}
+                () = bell.fallen() => break Some(Error::new(Kind::Unreachable, "a connection of the doorbell ended")),
+            }
             if self.stop.is_cancelled() {
                 break None;
             }
-            if !bell.stands() {
-                break Some(Error::new(crate::error::Kind::Unreachable, "a connection of the doorbell ended"));
-            }
         };
+        // First, since the intake may be waiting for a connection that does not answer any more.
+        bell.give_up();
         self.offer.send_replace(None);
         bell.abandon().await;
         (heard, error)

@@ -35,6 +35,9 @@ use crate::telemetry::Metrics;
 /// A loop that has not turned for so long hangs: twice the longest wait that a loop has on its way.
 const TURN_ALLOWANCE: Duration = Duration::from_mins(1);
 
+/// What the notices of the last tenants may take. Whoever waits for one looks at the view, too.
+const LAST_NOTICES: Duration = Duration::from_secs(1);
+
 /// What the daemon's parts share.
 #[derive(Clone)]
 pub struct Shared {
@@ -62,18 +65,16 @@ pub struct Controller {
     sweep_now: Arc<Notify>,
     /// The loops that take work; they end by themselves after the stop.
     loops: Vec<JoinHandle<()>>,
+    /// Ends by itself when no lane is left that could have something to tell.
+    notices: JoinHandle<()>,
 }
 
 impl Shared {
-    /// Installs as soon as the main database can be reached; until then it waits and says so. `None`: stopped before that.
+    /// Installs as soon as the main database can be reached; until then it waits and says so. Safe to drop at any moment.
     ///
     /// # Errors
     /// What waiting does not mend: [`Kind::Usage`], [`Kind::RegistryNewer`].
-    pub async fn install(
-        &self,
-        config: &Config,
-        mut waiting: impl FnMut(&Error),
-    ) -> Result<Option<(Registry, Installed)>> {
+    pub async fn install(&self, config: &Config, mut waiting: impl FnMut(&Error)) -> Result<(Registry, Installed)> {
         let wishes = Wishes { backfill: config.signup.backfill, moved: Moved::Refuse };
         let beat = self.heartbeats.register("install", TURN_ALLOWANCE + config.main.connect_timeout);
         let mut failures = 0;
@@ -82,7 +83,7 @@ impl Shared {
             match Registry::install(&self.server, config, wishes, &self.worker).await {
                 Ok(installed) => {
                     self.conditions.clear(MAIN_DATABASE);
-                    return Ok(Some(installed));
+                    return Ok(installed);
                 }
                 Err(error) if matches!(error.kind(), Kind::Usage | Kind::RegistryNewer) => return Err(error),
                 Err(error) => {
@@ -94,10 +95,7 @@ impl Shared {
                     waiting(&error);
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(WAIT.delay(failures)) => {}
-                () = self.stop.cancelled() => return Ok(None),
-            }
+            tokio::time::sleep(WAIT.delay(failures)).await;
         }
     }
 
@@ -145,7 +143,7 @@ impl Controller {
         let config = Arc::clone(&context.config);
         let (context, receiver) = watch::channel(Arc::new(context));
         let (ready, ready_keys) = mpsc::unbounded_channel();
-        let lanes = Lanes::new(config.work.parallel, ready, shared.metrics.clone(), shared.tasks.clone());
+        let lanes = Lanes::new(config.work.parallel, ready.clone(), shared.metrics.clone(), shared.tasks.clone());
         let sweep_now = Arc::new(Notify::new());
         let (offer, bell) = watch::channel(None);
         let allowance = TURN_ALLOWANCE + config.main.connect_timeout;
@@ -163,6 +161,7 @@ impl Controller {
             context: receiver,
             table: installed.table.clone(),
             now: Arc::clone(&sweep_now),
+            ready,
             conditions: shared.conditions.clone(),
             metrics: shared.metrics.clone(),
             beat: beat("sweep"),
@@ -171,7 +170,7 @@ impl Controller {
         };
         let name = shared.worker.application_name.clone();
         let sending = notices::send(shared.server.clone(), name.clone(), ready_keys, shared.tasks.cancelled());
-        shared.tasks.spawn("notices", sending);
+        let notices = shared.tasks.spawn("notices", sending);
         let mut loops = vec![shared.tasks.spawn("intake", intake.run()), shared.tasks.spawn("sweep", sweeper.run())];
         if installed.notify {
             let keeper = BellKeeper {
@@ -186,7 +185,7 @@ impl Controller {
             };
             loops.push(shared.tasks.spawn("doorbell keeper", keeper.run()));
         }
-        Controller { shared, context, lanes, sweep_now, loops }
+        Controller { shared, context, lanes, sweep_now, loops, notices }
     }
 
     /// Puts other settings and migrations in force for all work that begins from now on, and sweeps.
@@ -205,10 +204,19 @@ impl Controller {
         Ok(())
     }
 
-    /// Ends in order: no new work, then the work in hand until `work.shutdown` or `force`, then everything. Leases are given back.
+    /// Ends in order: no new work, the work in hand until `work.shutdown`, leases given back, the last notices. `force` ends it at once.
+    /// What still runs then ends with the tasks' end.
     pub async fn finish(self, force: impl Future<Output = ()>) {
-        let Controller { context, lanes, loops, .. } = self;
-        let context = context.borrow().clone();
+        let context = self.context.borrow().clone();
+        tokio::select! {
+            () = self.finish_in_order(&context) => {}
+            () = force => {}
+        }
+        context.registry.close();
+    }
+
+    async fn finish_in_order(self, context: &Context) {
+        let Controller { lanes, loops, notices, .. } = self;
         let drained = async {
             for ended in loops {
                 if let Err(error) = ended.await {
@@ -217,13 +225,15 @@ impl Controller {
             }
             lanes.empty().await;
         };
-        tokio::select! {
-            () = drained => {}
-            () = tokio::time::sleep(context.config.work.shutdown) => tracing::warn!("work.shutdown is over; work in hand is broken off and taken up again later"),
-            () = force => {}
+        if tokio::time::timeout(context.config.work.shutdown, drained).await.is_err() {
+            tracing::warn!("work.shutdown is over; work in hand is broken off and taken up again later");
         }
         if let Err(error) = context.registry.release_all().await {
             tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");
+        }
+        drop(lanes);
+        if tokio::time::timeout(LAST_NOTICES, notices).await.is_err() {
+            tracing::debug!("notices were dropped");
         }
     }
 }

@@ -12,6 +12,10 @@
 //!
 //! A queued request makes every new signup ring already; only one that is older than the request can stay silent, so a queued daemon
 //! looks four times a second until the lock is granted. Without a bell it looks every tenth of a second.
+//!
+//! No wake-up is lost: while awake it polls; once armed or queued it looks again before it sleeps; a ring that comes at any other time
+//! is kept until the next sleep; and while lanes are what is missing, the end of each is waited for. A bell that failed in any way is given up
+//! whole, its lock with it, and another is made.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -22,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::brakes::Brakes;
-use crate::conditions::Conditions;
+use crate::conditions::{Conditions, MAIN_DATABASE};
 use crate::error::{Error, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::Lanes;
@@ -44,24 +48,33 @@ type Wait = Pin<Box<dyn Future<Output = Result<Waited>> + Send>>;
 /// How the loop sleeps; see the drawing above.
 enum Mode {
     Blind,
-    Awake { found: Instant },
-    Queued { wait: Wait, poll: Duration },
+    Awake {
+        found: Instant,
+    },
+    /// `busy`: more than one tenant was found meanwhile.
+    Queued {
+        wait: Wait,
+        poll: Duration,
+        busy: bool,
+    },
     Armed,
 }
 
 /// What one look found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Looked {
-    /// So many tenants were claimed.
+    /// So many tenants were claimed, and no more are due.
     Claimed(usize),
-    /// Every lane is busy: what is due waits in the registry.
+    /// No lane is free any more: what else is due waits in the registry.
     Full,
 }
 
 /// Takes due tenants for as long as the daemon runs.
 pub struct Intake {
     context: watch::Receiver<Arc<Context>>,
-    bell: watch::Receiver<Option<Arc<Doorbell>>>,
+    offered: watch::Receiver<Option<Arc<Doorbell>>>,
+    /// The bell that `mode` is about.
+    bell: Option<Arc<Doorbell>>,
     lanes: Lanes,
     brakes: Brakes,
     conditions: Conditions,
@@ -71,15 +84,16 @@ pub struct Intake {
     mode: Mode,
     /// Failures of the server in a row that were waited for already.
     waited_for: u32,
+    /// When the registry was last looked at.
+    looked: Instant,
 }
 
 impl Intake {
-    /// An intake that claims for `lanes` and sleeps by the doorbell that `bell` offers, when it offers one.
-    #[expect(clippy::too_many_arguments, reason = "each is another part of the daemon, given once")]
+    /// An intake that claims for `lanes` and sleeps by the doorbell that is `offered`, when one is.
     #[must_use]
     pub fn new(
         context: watch::Receiver<Arc<Context>>,
-        bell: watch::Receiver<Option<Arc<Doorbell>>>,
+        offered: watch::Receiver<Option<Arc<Doorbell>>>,
         lanes: Lanes,
         conditions: Conditions,
         metrics: Metrics,
@@ -87,7 +101,20 @@ impl Intake {
         stop: CancellationToken,
     ) -> Self {
         let brakes = Brakes::new(conditions.clone(), metrics.clone());
-        Intake { context, bell, lanes, brakes, conditions, metrics, beat, stop, mode: Mode::Blind, waited_for: 0 }
+        Intake {
+            context,
+            offered,
+            bell: None,
+            lanes,
+            brakes,
+            conditions,
+            metrics,
+            beat,
+            stop,
+            mode: Mode::Blind,
+            waited_for: 0,
+            looked: Instant::now(),
+        }
     }
 
     /// Looks and sleeps until stopped. Failures of the main database are told once and waited for.
@@ -101,7 +128,7 @@ impl Intake {
                 Ok(looked) => {
                     if unreachable > 0 {
                         tracing::info!("the registry answers again");
-                        self.conditions.clear("main_database");
+                        self.conditions.clear(MAIN_DATABASE);
                     }
                     unreachable = 0;
                     if self.change_mode(looked).await {
@@ -115,15 +142,14 @@ impl Intake {
                             &error,
                             "the registry cannot be read; signups go on, and their tenants come when it can",
                         );
-                        self.conditions.set("main_database", error.chain());
                     }
+                    self.conditions.set(MAIN_DATABASE, error.chain());
                     self.pause(WAIT.delay(unreachable)).await;
                 }
             }
         }
-        let bell = self.bell.borrow().clone();
         if matches!(self.mode, Mode::Armed)
-            && let Some(bell) = bell
+            && let Some(bell) = self.bell
             && let Err(error) = bell.disarm().await
         {
             tracing::debug!(error = error.chain(), "the doorbell's lock ends with its connection");
@@ -131,9 +157,9 @@ impl Intake {
     }
 
     fn take_new_bell(&mut self) {
-        if self.bell.has_changed().unwrap_or(false) {
-            let there = self.bell.borrow_and_update().is_some();
-            self.mode = if there { Mode::Awake { found: Instant::now() } } else { Mode::Blind };
+        if self.offered.has_changed().unwrap_or(false) {
+            self.bell.clone_from(&self.offered.borrow_and_update());
+            self.mode = if self.bell.is_some() { Mode::Awake { found: Instant::now() } } else { Mode::Blind };
         }
         self.metrics.bell_armed(matches!(self.mode, Mode::Armed));
     }
@@ -150,8 +176,8 @@ impl Intake {
     /// One look at the registry: claims what is due, as much as there are free lanes, and starts the work.
     async fn look(&mut self) -> Result<Looked> {
         let context = self.context.borrow_and_update().clone();
-        let trying = self.lanes.server_failures() > 0;
-        let free = if trying { self.lanes.free().min(1) } else { self.lanes.free() };
+        self.looked = Instant::now();
+        let free = self.lanes.free();
         if free == 0 {
             return Ok(Looked::Full);
         }
@@ -166,7 +192,8 @@ impl Intake {
         for claim in claims {
             self.lanes.start(&context, claim);
         }
-        Ok(Looked::Claimed(claimed))
+        // As many as could be taken: there may be more, and their signups have rung already.
+        Ok(if claimed == free { Looked::Full } else { Looked::Claimed(claimed) })
     }
 
     /// Moves to the mode that `looked` calls for. False: look once more before sleeping.
@@ -174,33 +201,28 @@ impl Intake {
         match self.try_change_mode(looked).await {
             Ok(sleep) => sleep,
             Err(error) => {
-                tracing::debug!(error = error.chain(), "the doorbell broke; polling until there is another");
-                self.mode = Mode::Blind;
+                self.give_bell_up(&error);
                 true
             }
         }
     }
 
     async fn try_change_mode(&mut self, looked: Looked) -> Result<bool> {
-        let Some(bell) = self.bell.borrow().clone() else {
-            self.mode = Mode::Blind;
-            return Ok(true);
-        };
+        let Some(bell) = self.bell.clone() else { return Ok(true) };
         match (&mut self.mode, looked) {
             (Mode::Armed, Looked::Full | Looked::Claimed(2..)) => {
                 bell.disarm().await?;
                 self.mode = Mode::Awake { found: Instant::now() };
             }
+            (Mode::Queued { busy, .. }, Looked::Full | Looked::Claimed(2..)) => *busy = true,
             (Mode::Awake { found }, Looked::Claimed(0)) => {
                 let quiet = found.elapsed() > AWAKE_FOR;
                 if bell.try_arm().await? {
                     self.mode = Mode::Armed;
-                    return Ok(false);
+                } else if quiet {
+                    self.mode = self.queue(bell).await?;
                 }
-                if quiet {
-                    let context = self.context.borrow().clone();
-                    self.mode = Self::queue(context, bell).await?;
-                }
+                return Ok(!matches!(self.mode, Mode::Armed));
             }
             (Mode::Awake { found }, _) => *found = Instant::now(),
             _ => {}
@@ -208,11 +230,30 @@ impl Intake {
         Ok(true)
     }
 
-    /// Queues for the lock. Behind another daemon that holds it every signup rings, so there is nothing to look for meanwhile.
-    async fn queue(context: Arc<Context>, bell: Arc<Doorbell>) -> Result<Mode> {
-        let held = context.registry.bell_holder().await?.is_some();
-        let poll = if held { context.config.signup.poll } else { QUEUED_POLL.min(context.config.signup.poll) };
-        Ok(Mode::Queued { wait: Box::pin(async move { bell.wait_to_arm().await }), poll })
+    /// Whether it holds the lock or waits for it, nobody knows any more: with the bell's connections all of it goes.
+    fn give_bell_up(&mut self, error: &Error) {
+        tracing::debug!(error = error.chain(), "the doorbell broke; polling until there is another");
+        if let Some(bell) = self.bell.take() {
+            bell.give_up();
+        }
+        self.mode = Mode::Blind;
+    }
+
+    /// Queues for the lock. Behind another that holds it every signup rings, so there is nothing to look for meanwhile.
+    async fn queue(&mut self, bell: Arc<Doorbell>) -> Result<Mode> {
+        let context = self.context.borrow().clone();
+        let mut wait: Wait = Box::pin(async move { bell.wait_to_arm().await });
+        let held = tokio::select! {
+            // The request goes out before the question: from then on every signup rings.
+            biased;
+            waited = &mut wait => return Ok(match waited? {
+                Waited::Armed => Mode::Armed,
+                Waited::StillTaken => Mode::Awake { found: Instant::now() },
+            }),
+            holder = context.registry.bell_holder() => holder.is_ok_and(|holder| holder.is_some()),
+        };
+        let poll = context.config.signup.poll;
+        Ok(Mode::Queued { wait, poll: if held { poll } else { QUEUED_POLL.min(poll) }, busy: false })
     }
 
     /// Sleeps as the mode says, until there is a reason to look.
@@ -229,27 +270,38 @@ impl Intake {
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
             self.beat.turned();
             let turn = until.min(tokio::time::Instant::now() + TURN);
-            let bell = self.bell.borrow().clone();
             tokio::select! {
                 () = tokio::time::sleep_until(turn) => continue,
                 () = self.stop.cancelled() => {}
-                _ = self.bell.changed() => self.bell.mark_changed(),
+                // Where no bell is to come there is nobody to offer one.
+                Ok(()) = self.offered.changed() => self.offered.mark_changed(),
                 () = self.lanes.freed(), if full => {}
-                () = rung(bell.as_deref()) => self.metrics.rung(),
+                () = rung(self.bell.as_deref()) => self.answer().await,
                 waited = granted(&mut self.mode) => self.end_wait(waited).await,
             }
             return;
         }
     }
 
-    /// The lock was granted, or its slice of waiting is over.
+    /// Anybody may ring as often as they like; that makes us look no more often than a busy daemon does.
+    async fn answer(&mut self) {
+        self.metrics.rung();
+        tokio::time::sleep_until((self.looked + AWAKE_POLL).into()).await;
+    }
+
+    /// The lock was granted, or its slice of waiting is over. After a slice in which signups came in numbers they shall not ring any more.
     async fn end_wait(&mut self, waited: Result<Waited>) {
-        let (context, bell) = (self.context.borrow().clone(), self.bell.borrow().clone());
-        self.mode = match (waited, bell) {
-            (Ok(Waited::Armed), _) => Mode::Armed,
-            (Ok(Waited::StillTaken), Some(bell)) => Self::queue(context, bell).await.unwrap_or(Mode::Blind),
-            _ => Mode::Blind,
+        let burst = matches!(self.mode, Mode::Queued { busy: true, .. });
+        let mode = match (waited, self.bell.clone()) {
+            (Ok(Waited::Armed), _) => Ok(Mode::Armed),
+            (Ok(Waited::StillTaken), Some(bell)) if !burst => self.queue(bell).await,
+            (Ok(Waited::StillTaken), _) => Ok(Mode::Awake { found: Instant::now() }),
+            (Err(error), _) => Err(error),
         };
+        match mode {
+            Ok(mode) => self.mode = mode,
+            Err(error) => self.give_bell_up(&error),
+        }
     }
 
     async fn pause(&mut self, length: Duration) {

@@ -1,16 +1,31 @@
 //! The notice `tenantd_ready`: a hint to the application that a tenant became ready, sent apart from all work.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, Server, Session};
+use crate::provision::Outcome;
 use crate::registry::hand_over::notify_ready;
 
 /// Keys sent in one transaction.
 const AT_ONCE: usize = 100;
 
-/// Sends a notice for each key that comes, until stopped. A notice that cannot be sent is dropped: whoever waits looks at the view.
+/// A notice that comes later than this is of no use.
+const SENT_WITHIN: Duration = Duration::from_secs(15);
+
+/// Hands `key` on to [`send`], if `outcome` made its tenant ready: whichever way it came in, by a ring, a retry or a sweep.
+pub fn tell_made(ready: &mpsc::UnboundedSender<String>, key: &str, outcome: &Outcome) {
+    if let Outcome::Ready { made: true, .. } = outcome {
+        // The receiver is gone only while the process ends; the notice is a hint.
+        let _ = ready.send(key.to_owned());
+    }
+}
+
+/// Sends a notice for each key that comes, until stopped or all senders are gone. A notice that cannot be sent is dropped: whoever waits
+/// looks at the view.
 pub async fn send(
     server: Server,
     application_name: String,
@@ -24,7 +39,10 @@ pub async fn send(
             received = ready.recv_many(&mut keys, AT_ONCE) => if received == 0 { return },
             () = stop.cancelled() => return,
         }
-        if let Err(error) = send_once(&server, &application_name, &mut session, &keys).await {
+        let sent = tokio::time::timeout(SENT_WITHIN, send_once(&server, &application_name, &mut session, &keys)).await;
+        let sent =
+            sent.unwrap_or_else(|_| Err(Error::new(Kind::Unreachable, format!("not sent within {SENT_WITHIN:?}"))));
+        if let Err(error) = sent {
             tracing::debug!(error = error.chain(), "a notice was dropped");
             session = None;
         }
@@ -39,9 +57,10 @@ async fn send_once(
 ) -> Result<()> {
     if session.as_ref().is_none_or(Session::is_closed) {
         let fresh = server.connect(None, application_name).await?;
-        // The lock that all commits with a NOTIFY share: a stuck one must not keep our connection for ever.
+        // The lock that all commits with a NOTIFY share: a stuck one must not keep our connection for ever, nor may a notice that waits for
+        // a standby be the one that keeps it. What the notice is about has been committed before.
         fresh
-            .batch_execute("set lock_timeout = '1s'")
+            .batch_execute("set lock_timeout = '1s'; set synchronous_commit = off")
             .await
             .doing(|| "prepare the connection for notices".to_owned())?;
         *session = Some(fresh);

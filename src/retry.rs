@@ -63,9 +63,10 @@ impl Schedule {
     }
 }
 
-/// The pause of a daemon that cannot reach what it needs: grows from a quarter second to fifteen seconds.
+/// The pause of a daemon that cannot reach what it needs: grows from a quarter second to eight seconds, so that it goes on within ten
+/// after what it needs has come back.
 pub const WAIT: Schedule =
-    Schedule { first: Duration::from_millis(250), max: Duration::from_secs(15), attempts: u32::MAX };
+    Schedule { first: Duration::from_millis(250), max: Duration::from_secs(8), attempts: u32::MAX };
 
 #[cfg(test)]
 mod tests {

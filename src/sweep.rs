@@ -17,6 +17,9 @@ use crate::tasks::Tasks;
 /// So many failures of the server in a row end a sweep: it is not one tenant's database that is refused.
 const SERVER_FAILURES: usize = 5;
 
+/// The longest that a question to the main database may take, with a large signup table to be read. More is no answer any more.
+const ANSWER: Duration = Duration::from_mins(10);
+
 /// What a sweep did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -126,13 +129,13 @@ pub async fn sweep(
         return Err(Error::new(Kind::Drift, context.relations.refused.join(" "))
             .context("the migration set is refused, no tenant is touched"));
     }
-    match context.registry.request_missing(table).await {
-        Ok(requested) => report.requested = requested,
+    match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
+        Ok(missing) => report.requested = if missing.held { 0 } else { missing.users },
         Err(error) if error.kind() == Kind::Rights => report.unread = Some(error),
         Err(error) => return Err(error),
     }
-    report.strays = drop_strays(&context.registry).await?;
-    let candidates = context.registry.candidates(&expected(context, run.by_hand)).await?;
+    report.strays = in_time(drop_strays(&context.registry)).await?;
+    let candidates = in_time(context.registry.candidates(&expected(context, run.by_hand))).await?;
     report.newer = if context.relations.newer.is_empty() {
         0
     } else {
@@ -145,6 +148,13 @@ pub async fn sweep(
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
     report.took = began.elapsed();
     Ok(report)
+}
+
+/// A network that swallows packets without a word must not hold sweeps up for ever.
+async fn in_time<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::Unreachable, format!("the main database gave the sweep no answer within {ANSWER:?}")))
+    })
 }
 
 fn expected(context: &Context, by_hand: bool) -> Expected {

@@ -6,6 +6,7 @@ pub mod progress;
 pub mod report;
 pub mod serve;
 pub mod setup;
+pub mod status;
 pub mod sweep;
 
 use std::io::IsTerminal;
@@ -92,7 +93,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Setup(arguments)) => {
             setup::run(&server, config, &set, &worker(config, "setup"), arguments, cli.json, &mut out).await?
         }
-        Some(Command::Status) => todo!(),
+        Some(Command::Status) => {
+            status::run(&server, config, &set, &worker(config, "status"), cli.json, &mut out).await?
+        }
         Some(Command::Config(_)) => unreachable!("answered above"),
         None if cli.sweep_once => {
             return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;

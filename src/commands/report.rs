@@ -1,10 +1,265 @@
-//! stub
-use super::ExitStatus;
-use crate::error::Result;
-use crate::sweep::Report;
+//! The report of a sweep, as text and as JSON.
+
+use std::fmt::Write as _;
 use std::io::Write;
-/// x
-pub fn print(report: &Report, _json: bool, out: &mut impl Write) -> Result<ExitStatus> {
-    super::output::text(out, &format!("{report:#?}\n"))?;
-    Ok(if report.is_clean() { ExitStatus::Well } else { ExitStatus::Findings })
+
+use serde_json::{Value, json};
+
+use super::{ExitStatus, output};
+use crate::error::{Error, Result};
+use crate::sweep::{Failed, Report};
+
+/// Writes what a sweep did: a line for each tenant that failed, then the totals; or one object.
+///
+/// Returns [`ExitStatus::Well`] when every tenant is as it should be, [`ExitStatus::Unreachable`] when the main database was lost on the
+/// way, else [`ExitStatus::Findings`].
+///
+/// # Errors
+/// `out` cannot be written to.
+pub fn print(report: &Report, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
+    if json {
+        output::object(out, &object(report))?;
+    } else {
+        output::text(out, &lines(report))?;
+    }
+    Ok(exit_status(report))
+}
+
+fn exit_status(report: &Report) -> ExitStatus {
+    match &report.server {
+        Some(error) if ExitStatus::from(error) == ExitStatus::Unreachable => ExitStatus::Unreachable,
+        _ if report.is_clean() => ExitStatus::Well,
+        _ => ExitStatus::Findings,
+    }
+}
+
+fn object(report: &Report) -> Value {
+    let failed =
+        |failed: &Failed| json!({ "key": failed.key, "parked": failed.parked, "error": output::error(&failed.error) });
+    json!({
+        "ok": report.is_clean(),
+        "chosen": report.chosen,
+        "ready": report.ready,
+        "made": report.made,
+        "migrated": report.migrated,
+        "failed": report.failed.iter().map(failed).collect::<Vec<_>>(),
+        "parked": parked(report),
+        "busy": report.busy,
+        "newer": report.newer,
+        "braked": report.braked,
+        "unreached": report.unreached,
+        "strays_dropped": report.strays,
+        "users_without_tenant": report.requested,
+        "users_unread": report.unread.as_ref().map(output::error),
+        "server_failure": report.server.as_ref().map(output::error),
+        "duration_seconds": report.took.as_secs_f64(),
+    })
+}
+
+fn parked(report: &Report) -> usize {
+    report.failed.iter().filter(|failed| failed.parked).count()
+}
+
+fn lines(report: &Report) -> String {
+    let took = output::duration(report.took);
+    let idle = report.chosen == 0 && report.requested == 0 && report.strays == 0;
+    if idle && report.is_clean() {
+        return format!("nothing to do: every tenant is as it should be ({took})\n");
+    }
+    let mut text = String::new();
+    for Failed { key, error, parked } in &report.failed {
+        let word = if *parked { "parked" } else { "failed" };
+        let _ = writeln!(text, "{} {word}: {}", output::line(key), in_full(error));
+    }
+    let Report { chosen, ready, made, migrated, failed, .. } = report;
+    let _ = writeln!(
+        text,
+        "swept in {took}: {chosen} chosen, {ready} ready ({made} made, {migrated} migrated), {} failed ({} of them parked)",
+        failed.len(),
+        parked(report)
+    );
+    text + &besides(report)
+}
+
+/// What is told only where there is something to tell.
+fn besides(report: &Report) -> String {
+    let mut text = String::new();
+    let counted = |number: usize, one: &str| output::counted(i64::try_from(number).unwrap_or(i64::MAX), one);
+    let mut tell = |tells: bool, line: String| {
+        if tells {
+            text.push_str(&line);
+            text.push('\n');
+        }
+    };
+    let Report { requested, busy, newer, braked, strays, unreached, .. } = report;
+    tell(*requested > 0, format!("{requested} of them for users that had no tenant"));
+    tell(*busy > 0, format!("{} left to the daemon that works on them", counted(*busy, "tenant")));
+    tell(
+        *newer > 0,
+        format!(
+            "{} left alone with migrations that this tenantd does not carry: run the tenantd that carries them",
+            output::counted(*newer, "tenant")
+        ),
+    );
+    tell(
+        *braked > 0,
+        format!(
+            "{} held back by tenant.max or tenant.max_per_hour: `tenantd status` says which",
+            counted(*braked, "tenant")
+        ),
+    );
+    tell(
+        *strays > 0,
+        format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
+    );
+    if let Some(error) = &report.unread {
+        tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
+    }
+    if let Some(error) = &report.server {
+        tell(true, format!("ended early by the server: {}", in_full(error)));
+    }
+    tell(*unreached > 0, format!("{} not reached, because the sweep ended early", counted(*unreached, "tenant")));
+    text
+}
+
+/// The whole chain with SQLSTATE and advice, in one line.
+fn in_full(error: &Error) -> String {
+    let mut text = output::line(&error.chain());
+    if let Some(code) = error.code().filter(|code| !text.contains(&format!("SQLSTATE {code}"))) {
+        let _ = write!(text, " (SQLSTATE {code})");
+    }
+    if let Some(advice) = error.advice() {
+        let _ = write!(text, "; {}", output::line(advice));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::Kind;
+
+    fn shown(report: &Report) -> (String, ExitStatus) {
+        let mut out = Vec::new();
+        let status = print(report, false, &mut out).unwrap();
+        (String::from_utf8(out).unwrap(), status)
+    }
+
+    fn failing() -> Report {
+        let migration = Error::new(
+            Kind::Migration,
+            "m/0002_b.sql:1:8: column \"x\" does not exist (SQLSTATE 42703)\n    1 | select x",
+        )
+        .sqlstate("42703")
+        .hint("perhaps y");
+        let conflict = Error::new(Kind::Conflict, "the database \"tenant_b\" exists").hint("rename it");
+        let rights = Error::new(Kind::Rights, "permission denied").sqlstate("42501").context("create database \"x\"");
+        Report {
+            requested: 2,
+            unread: None,
+            chosen: 9,
+            made: 1,
+            migrated: 3,
+            ready: 5,
+            failed: vec![
+                Failed { key: "a".to_owned(), error: migration, parked: false },
+                Failed { key: "b\n\u{1b}[2J".to_owned(), error: conflict, parked: true },
+                Failed { key: "c".to_owned(), error: rights, parked: false },
+            ],
+            busy: 1,
+            newer: 1,
+            braked: 2,
+            strays: 1,
+            server: None,
+            unreached: 0,
+            took: Duration::from_millis(1234),
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_is_one_line() {
+        let report = Report { took: Duration::from_millis(12), ..Report::default() };
+        assert_eq!(
+            shown(&report),
+            ("nothing to do: every tenant is as it should be (12 ms)\n".to_owned(), ExitStatus::Well)
+        );
+    }
+
+    #[test]
+    fn failures_are_one_line_each_before_the_totals() {
+        let expected = "\
+a failed: m/0002_b.sql:1:8: column \"x\" does not exist (SQLSTATE 42703)      1 | select x; perhaps y
+b  \\u{1b}[2J parked: the database \"tenant_b\" exists; rename it
+c failed: create database \"x\": permission denied (SQLSTATE 42501)
+swept in 1.2 s: 9 chosen, 5 ready (1 made, 3 migrated), 3 failed (1 of them parked)
+2 of them for users that had no tenant
+1 tenant left to the daemon that works on them
+1 tenant left alone with migrations that this tenantd does not carry: run the tenantd that carries them
+2 tenants held back by tenant.max or tenant.max_per_hour: `tenantd status` says which
+1 half-made database dropped
+";
+        assert_eq!(shown(&failing()), (expected.to_owned(), ExitStatus::Findings));
+    }
+
+    #[test]
+    fn a_clean_sweep_that_worked_is_well() {
+        let report = Report { chosen: 3, ready: 3, made: 2, took: Duration::from_secs(75), ..Report::default() };
+        let expected = "swept in 1 m 15 s: 3 chosen, 3 ready (2 made, 0 migrated), 0 failed (0 of them parked)\n";
+        assert_eq!(shown(&report), (expected.to_owned(), ExitStatus::Well));
+    }
+
+    #[test]
+    fn a_lost_server_is_told_and_is_the_exit_code() {
+        let lost = |kind| Report {
+            chosen: 8,
+            unreached: 7,
+            unread: Some(Error::new(Kind::Rights, "row level security").hint("bypassrls")),
+            server: Some(Error::new(kind, "no answer")),
+            ..Report::default()
+        };
+        let expected = "\
+swept in 0 ms: 8 chosen, 0 ready (0 made, 0 migrated), 0 failed (0 of them parked)
+users without a tenant were not looked for: row level security; bypassrls
+ended early by the server: no answer
+7 tenants not reached, because the sweep ended early
+";
+        assert_eq!(shown(&lost(Kind::Unreachable)), (expected.to_owned(), ExitStatus::Unreachable));
+        assert_eq!(shown(&lost(Kind::DiskFull)), (expected.to_owned(), ExitStatus::Findings));
+    }
+
+    #[test]
+    fn json_has_it_all() {
+        let mut out = Vec::new();
+        let status = print(&failing(), true, &mut out).unwrap();
+        let shown: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((status, &shown["format"], &shown["ok"]), (ExitStatus::Findings, &json!(1), &json!(false)));
+        assert_eq!(shown["failed"][0]["error"]["sqlstate"], "42703");
+        assert_eq!(
+            shown["failed"][1],
+            json!({
+                "key": "b\n\u{1b}[2J",
+                "parked": true,
+                "error": { "kind": "conflict", "text": "the database \"tenant_b\" exists", "sqlstate": null, "advice": "rename it" },
+            })
+        );
+        let numbers = [
+            "chosen",
+            "ready",
+            "made",
+            "migrated",
+            "parked",
+            "busy",
+            "newer",
+            "braked",
+            "unreached",
+            "strays_dropped",
+            "users_without_tenant",
+        ]
+        .map(|name| shown[name].as_i64().unwrap());
+        assert_eq!(numbers, [9, 5, 1, 3, 1, 1, 1, 2, 0, 1, 2]);
+        assert_eq!(shown["duration_seconds"], 1.234);
+        assert_eq!((&shown["server_failure"], &shown["users_unread"]), (&Value::Null, &Value::Null));
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{ExitStatus, migration_set, worker};
 use crate::conditions::{Conditions, DRAINING, MIGRATION_SET};
-use crate::config::{Loaded, Sources, load};
+use crate::config::{Config, Loaded, Sources, load};
 use crate::controller::{Controller, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Heartbeats;
@@ -17,6 +17,7 @@ use crate::http::{self, HttpState};
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::Registry;
+use crate::retry::WAIT;
 use crate::shutdown::Requests;
 use crate::systemd;
 use crate::tasks::Tasks;
@@ -58,32 +59,28 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         tasks.spawn("http", http::serve(listener, state, tasks.cancelled()));
     }
     keep_systemd_informed(&shared);
-    let installed = shared.install(&config, |error| systemd::ready(&format!("waiting: {}", error.chain()))).await?;
-    let Some((registry, installed)) = installed else { return Ok(ExitStatus::Well.into()) };
-    for change in &installed.changes {
-        tracing::info!(change, "installed");
-    }
-    for note in &installed.notes {
-        tracing::info!(note, "to know");
-    }
-    opened.send_replace(Some(registry.clone()));
-    // From here on nothing makes the start fail: what is missing now is waited for.
-    tell_systemd(&shared);
-    let context = prepare_when_possible(&shared, &registry, &config, set).await;
-    let Some(context) = context else { return Ok(ExitStatus::Well.into()) };
-    let controller = Controller::start(shared.clone(), context, &installed);
-    tell_systemd(&shared);
-    tracing::info!(notify = installed.notify, "tenantd is at work");
-    loop {
+    let controller = tokio::select! {
+        controller = begin(&shared, &config, set, opened) => Some(controller?),
+        () = shared.stop.cancelled() => None,
+    };
+    if let Some(controller) = &controller {
+        let reloading = async {
+            loop {
+                requests.reload().await;
+                reload(&sources, controller, &shared, &log).await;
+            }
+        };
         tokio::select! {
-            () = requests.reload() => reload(&sources, &controller, &shared, &log).await,
-            () = requests.stop.cancelled() => break,
+            () = reloading => {}
+            () = shared.stop.cancelled() => {}
         }
     }
     shared.conditions.set(DRAINING, "the daemon is ending");
     let forced = systemd::stopping(async {
         let mut forced = None;
-        controller.finish(requests.forced().map(|code| forced = Some(code))).await;
+        if let Some(controller) = controller {
+            controller.finish(requests.forced().map(|code| forced = Some(code))).await;
+        }
         forced
     })
     .await;
@@ -95,24 +92,38 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
     Ok(forced.map_or(ExitStatus::Well.into(), ExitCode::from))
 }
 
-/// The registry was reached a moment ago; if it is lost again right now, that is waited for, too.
-async fn prepare_when_possible(
+/// Waits for the main database, installs, and starts every loop.
+async fn begin(
     shared: &Shared,
-    registry: &Registry,
-    config: &Arc<crate::config::Config>,
+    config: &Arc<Config>,
     set: MigrationSet,
-) -> Option<crate::provision::Context> {
+    opened: watch::Sender<Option<Registry>>,
+) -> Result<Controller> {
+    let (registry, installed) =
+        shared.install(config, |error| systemd::ready(&format!("waiting: {}", error.chain()))).await?;
+    for change in &installed.changes {
+        tracing::info!(change, "installed");
+    }
+    for note in &installed.notes {
+        tracing::info!(note, "to know");
+    }
+    opened.send_replace(Some(registry.clone()));
+    // From here on nothing makes the start fail: what is missing now is waited for.
+    tell_systemd(shared);
     let set = Arc::new(set);
     let mut failures = 0;
-    while !shared.stop.is_cancelled() {
+    let context = loop {
         match shared.prepare(registry.clone(), Arc::clone(config), Arc::clone(&set)).await {
-            Ok(context) => return Some(context),
+            Ok(context) => break context,
             Err(error) => tracing::warn!(error = error.chain(), "the registry cannot be read; tried again"),
         }
         failures += 1;
-        tokio::time::sleep(crate::retry::WAIT.delay(failures)).await;
-    }
-    None
+        tokio::time::sleep(WAIT.delay(failures)).await;
+    };
+    let controller = Controller::start(shared.clone(), context, &installed);
+    tell_systemd(shared);
+    tracing::info!(notify = installed.notify, "tenantd is at work");
+    Ok(controller)
 }
 
 /// Reads settings and migrations again, all or nothing: what does not load leaves the last good ones in force.

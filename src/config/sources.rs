@@ -32,8 +32,10 @@ impl Sources {
     pub fn of_process() -> Self {
         let sources = Sources::of(std::env::vars_os());
         #[cfg(debug_assertions)]
-        if let Some(point) = sources.environment.0.get(OsStr::new("TENANTD_FAIL_POINT")) {
-            crate::fail_points::arm(&point.to_string_lossy());
+        if let Some(point) =
+            sources.environment.0.get(OsStr::new("TENANTD_FAIL_POINT")).and_then(|point| point.to_str())
+        {
+            crate::fail_points::arm(point);
         }
         sources
     }

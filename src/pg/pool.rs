@@ -19,6 +19,10 @@ const RECENT: Duration = Duration::from_secs(10);
 /// How long a session that comes back may take to answer before it is thrown away.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// A lock on the main database that is not had in this time is somebody else's for long. Waiting for it in the server would heap up
+/// statements whose callers have gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Leaves no transaction open. BEGIN comes first since a lone ROLLBACK outside a transaction writes a warning into the server's
 /// log; a transaction that had failed refuses the BEGIN, and the session is thrown away.
 const CLEAN: &str = "begin; rollback";
@@ -152,7 +156,13 @@ impl managed::Manager for Maker {
     type Error = Error;
 
     async fn create(&self) -> Result<Session> {
-        self.server.connect(None, &self.application_name).await
+        let session = self.server.connect(None, &self.application_name).await?;
+        let limit = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
+        match tokio::time::timeout(ANSWER * 5, session.batch_execute(&limit)).await {
+            Ok(limited) => limited.doing(|| "prepare a pooled session".to_owned())?,
+            Err(_) => return Err(Error::new(Kind::Unreachable, "no answer").context("prepare a pooled session")),
+        }
+        Ok(session)
     }
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {

@@ -11,7 +11,7 @@ use postgres_native_tls::MakeTlsConnector;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Connection, NoTls, Socket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Doing;
@@ -26,13 +26,15 @@ const CANCEL: Duration = Duration::from_secs(5);
 
 /// A session on a server; use it as the driver's client.
 ///
-/// Dropping it closes the connection, within a second also while a statement runs. The server goes on with that
-/// statement: [`Session::cancel`] stops it.
+/// Dropping it closes the connection, within a second also while a statement runs; the server is asked to stop that statement, since it
+/// would not notice that nobody waits for it any more.
 pub struct Session {
     client: Client,
     tls: Option<MakeTlsConnector>,
     connection: JoinHandle<()>,
     closing: DropGuard,
+    /// Cancelled when the connection has ended, for whatever reason.
+    ended: CancellationToken,
 }
 
 /// Notifications in the order they came, as (channel, payload).
@@ -61,9 +63,23 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let closing = CancellationToken::new();
+        let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (cancel, cancel_tls, guard) = (client.cancel_token(), tls.clone(), ended.clone().drop_guard());
         let driven = drive(connection, notify, closing.clone(), tasks.cancelled());
-        Session { client, tls, connection: tasks.spawn("connection", driven), closing: closing.drop_guard() }
+        let driven = async move {
+            let _guard = guard;
+            if driven.await == End::BrokenOff
+                && let Err(error) = send_cancel(cancel, cancel_tls).await
+            {
+                tracing::debug!(error = error.chain(), "a statement that was broken off goes on in the server");
+            }
+        };
+        Session { client, tls, connection: tasks.spawn("connection", driven), closing: closing.drop_guard(), ended }
+    }
+
+    /// Returns when the connection has ended, whoever ended it.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Closes the connection and waits until it is closed on our side, at most about a second.
@@ -82,19 +98,7 @@ impl Session {
     /// # Errors
     /// [`Kind::Unreachable`] when the request could not be sent.
     pub async fn cancel(&self) -> Result<()> {
-        let token = self.client.cancel_token();
-        let sent = async {
-            match &self.tls {
-                Some(tls) => token.cancel_query(tls.clone()).await,
-                None => token.cancel_query(NoTls).await,
-            }
-        };
-        match tokio::time::timeout(CANCEL, sent).await {
-            Ok(sent) => sent.doing(|| "cancel a statement".to_owned()),
-            Err(_) => {
-                Err(Error::new(Kind::Unreachable, format!("no answer within {CANCEL:?}")).context("cancel a statement"))
-            }
-        }
+        send_cancel(self.client.cancel_token(), self.tls.clone()).await
     }
 
     /// Whether the connection has ended.
@@ -130,13 +134,38 @@ impl DerefMut for Session {
     }
 }
 
+async fn send_cancel(token: CancelToken, tls: Option<MakeTlsConnector>) -> Result<()> {
+    let sent = async {
+        match tls {
+            Some(tls) => token.cancel_query(tls).await,
+            None => token.cancel_query(NoTls).await,
+        }
+    };
+    match tokio::time::timeout(CANCEL, sent).await {
+        Ok(sent) => sent.doing(|| "cancel a statement".to_owned()),
+        Err(_) => {
+            Err(Error::new(Kind::Unreachable, format!("no answer within {CANCEL:?}")).context("cancel a statement"))
+        }
+    }
+}
+
+/// How the driving of a connection ended.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// The connection is closed.
+    Closed,
+    /// It was closed by us while a statement may have run, which would go on in the server.
+    BrokenOff,
+}
+
 /// Drives a connection to its end: its own, a second after its session was dropped, or that of all tasks.
 async fn drive<S>(
     mut connection: Connection<Socket, S>,
     notify: Option<UnboundedSender<(String, String)>>,
     closing: CancellationToken,
     stop: CancellationToken,
-) where
+) -> End
+where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
@@ -147,8 +176,8 @@ async fn drive<S>(
     loop {
         let message = tokio::select! {
             message = messages.next() => message,
-            () = &mut overdue => break,
-            () = stop.cancelled() => break,
+            () = &mut overdue => return End::BrokenOff,
+            () = stop.cancelled() => return End::BrokenOff,
         };
         match message {
             Some(Ok(AsyncMessage::Notification(heard))) => {
@@ -169,9 +198,9 @@ async fn drive<S>(
             Some(Err(error)) => {
                 let error = super::sqlstate::translate(&error);
                 tracing::debug!(kind = error.kind().word(), "connection ended: {}", error.chain());
-                break;
+                return End::Closed;
             }
-            None => break,
+            None => return End::Closed,
         }
     }
 }

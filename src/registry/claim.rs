@@ -9,7 +9,6 @@ use tokio_postgres::types::Type;
 
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
-use crate::pg::Doing;
 use crate::tenant::{State, Work};
 
 /// A tenant taken for the length of a lease.
@@ -101,9 +100,7 @@ impl Registry {
     pub async fn claim_due(&self, making: usize, most: usize, lease: Duration) -> Result<Vec<Claim>> {
         let asked = Instant::now();
         let rows = self
-            .session()
-            .await?
-            .query_typed(
+            .query(
                 &format!("{CLAIM_DUE}{RETURNING}"),
                 &[
                     (&i64::try_from(making).unwrap_or(i64::MAX), Type::INT8),
@@ -111,9 +108,9 @@ impl Registry {
                     (&lease.as_secs_f64(), Type::FLOAT8),
                     (&self.worker, Type::TEXT),
                 ],
+                || "claim due tenants".to_owned(),
             )
             .await
-            .doing(|| "claim due tenants".to_owned())
             .map_err(damaged)?;
         rows.iter().map(|row| read(row, asked, lease)).collect()
     }
@@ -125,14 +122,12 @@ impl Registry {
     pub async fn claim_keys(&self, keys: &[String], lease: Duration) -> Result<Vec<Claim>> {
         let asked = Instant::now();
         let rows = self
-            .session()
-            .await?
-            .query_typed(
+            .query(
                 &format!("{CLAIM_KEYS}{RETURNING}"),
                 &[(&keys, Type::TEXT_ARRAY), (&lease.as_secs_f64(), Type::FLOAT8), (&self.worker, Type::TEXT)],
+                || format!("claim {} tenants", keys.len()),
             )
             .await
-            .doing(|| format!("claim {} tenants", keys.len()))
             .map_err(damaged)?;
         rows.iter().map(|row| read(row, asked, lease)).collect()
     }
@@ -144,15 +139,13 @@ impl Registry {
     pub async fn renew(&self, claim: &Claim) -> Result<Instant> {
         let asked = Instant::now();
         let renewed = self
-            .session()
-            .await?
-            .execute_typed(
+            .execute(
                 "update tenantd.tenant set leased_until = now() + $3 * interval '1 second'
                  where key = $1 and attempt = $2 and leased_until > now()",
                 &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&claim.lease.as_secs_f64(), Type::FLOAT8)],
+                || "renew the lease".to_owned(),
             )
-            .await
-            .doing(|| "renew the lease".to_owned())?;
+            .await?;
         fenced(renewed, claim)?;
         Ok(asked + claim.lease)
     }
@@ -163,14 +156,12 @@ impl Registry {
     /// [`Kind::BadKey`] when another key has the name; [`Kind::LeaseLost`].
     pub async fn give_name(&self, claim: &Claim, name: &str) -> Result<()> {
         let given = self
-            .session()
-            .await?
-            .execute_typed(
+            .execute(
                 "update tenantd.tenant set name = $3 where key = $1 and attempt = $2",
                 &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&name, Type::TEXT)],
+                || format!("give the tenant the name {name:?}"),
             )
             .await
-            .doing(|| format!("give the tenant the name {name:?}"))
             .map_err(|error| match error.code() {
                 Some("23505") => Error::new(Kind::BadKey, format!("the name {name:?} belongs to another key")),
                 _ => error,
@@ -183,10 +174,7 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`] when somebody else has the tenant by now: nothing was written.
     pub async fn record_done(&self, claim: &Claim, done: &Done) -> Result<()> {
-        let recorded = self
-            .session()
-            .await?
-            .execute_typed(
+        let recorded = self.execute(
                 "update tenantd.tenant set state = 'ready', work = 'idle', failures = 0, leased_until = null, leased_by = null,
                  version = $3, migration_set = $4, access = $5, migrated_at = case when $6 then now() else migrated_at end,
                  verified_at = now(), ready_at = coalesce(ready_at, now()),
@@ -199,10 +187,7 @@ impl Registry {
                     (&done.migration_set, Type::TEXT),
                     (&done.access, Type::TEXT),
                     (&done.migrated, Type::BOOL),
-                ],
-            )
-            .await
-            .doing(|| "record that the tenant is ready".to_owned())?;
+                ], || "record that the tenant is ready".to_owned()).await?;
         fenced(recorded, claim)
     }
 
@@ -216,13 +201,10 @@ impl Registry {
             Again::Parked => (Work::Parked, Duration::ZERO),
         };
         let text = match error.advice() {
-            Some(advice) => format!("{}; {advice}", error.chain()),
+            Some(advice) => format!("{}\nhint: {advice}", error.chain()),
             None => error.chain(),
         };
-        let recorded = self
-            .session()
-            .await?
-            .execute_typed(
+        let recorded = self.execute(
                 "update tenantd.tenant set work = $3, failures = failures + 1, due_at = now() + $4 * interval '1 second',
                  leased_until = null, leased_by = null, error_kind = $5, error_text = $6, error_sqlstate = $7, error_step = $8
                  where key = $1 and attempt = $2",
@@ -235,10 +217,7 @@ impl Registry {
                     (&text, Type::TEXT),
                     (&error.code(), Type::TEXT),
                     (&step, Type::TEXT),
-                ],
-            )
-            .await
-            .doing(|| "record the failure".to_owned())?;
+                ], || "record the failure".to_owned()).await?;
         fenced(recorded, claim)
     }
 
@@ -248,16 +227,14 @@ impl Registry {
     /// [`Kind::LeaseLost`] when somebody else has the tenant by now.
     pub async fn release(&self, claim: &Claim, after: Duration) -> Result<()> {
         let released = self
-            .session()
-            .await?
-            .execute_typed(
+            .execute(
                 "update tenantd.tenant set leased_until = null, leased_by = null,
                  due_at = case when work in ('due', 'failing') then now() + $3 * interval '1 second' else due_at end
                  where key = $1 and attempt = $2",
                 &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&after.as_secs_f64(), Type::FLOAT8)],
+                || "give the tenant back".to_owned(),
             )
-            .await
-            .doing(|| "give the tenant back".to_owned())?;
+            .await?;
         fenced(released, claim)
     }
 
@@ -266,14 +243,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached: the leases end by themselves.
     pub async fn release_all(&self) -> Result<u64> {
-        self.session()
-            .await?
-            .execute_typed(
-                "update tenantd.tenant set leased_until = null, leased_by = null where leased_by = $1 and leased_until > now()",
-                &[(&self.worker, Type::TEXT)],
-            )
-            .await
-            .doing(|| "give back all leases".to_owned())
+        self.execute("update tenantd.tenant set leased_until = null, leased_by = null where leased_by = $1 and leased_until > now()", &[(&self.worker, Type::TEXT)], || "give back all leases".to_owned()).await
     }
 }
 

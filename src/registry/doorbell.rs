@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::field;
@@ -22,8 +23,8 @@ pub const CHANNEL: &str = "tenantd_doorbell";
 /// A waiting statement pins the oldest snapshot of the whole database, so the wait for the lock is cut into slices.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// After this time without its own ping the bell is not trusted.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// After this time without its own ping, or without an answer to what never waits, the bell is not trusted.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The doorbell's connections, listening.
 pub struct Doorbell {
@@ -32,8 +33,10 @@ pub struct Doorbell {
     ping: Session,
     /// Rung once for any number of rings since the last look.
     rings: Arc<Notify>,
-    /// The payload of the last ping that came back; written by the draining task, read by `ping`.
-    heard: watch::Receiver<String>,
+    /// The ping under way: its payload, and whether it came back. The draining task compares, so that no payload but this one counts.
+    pinged: Arc<watch::Sender<(String, bool)>>,
+    /// Cancelled when the bell is not to be used any more; ends whatever waits on it.
+    given_up: CancellationToken,
 }
 
 /// How a wait for the bell's lock ended.
@@ -54,41 +57,35 @@ impl Doorbell {
     /// The main database cannot be reached, or does not let us LISTEN.
     pub async fn open(server: &Server, application_name: &str, rings: Arc<Notify>, tasks: &Tasks) -> Result<Doorbell> {
         let (listening, notifications) = server.connect_listening(application_name).await?;
-        listening.batch_execute(&format!("listen {CHANNEL}")).await.doing(|| format!("listen on channel {CHANNEL}"))?;
+        in_time(&format!("listen on channel {CHANNEL}"), listening.batch_execute(&format!("listen {CHANNEL}"))).await?;
         let lock = server.connect(None, application_name).await?;
         let ping = server.connect(None, application_name).await?;
-        lock.batch_execute(&format!("set lock_timeout = '{}ms'", SLICE.as_millis()))
-            .await
-            .doing(|| "prepare the doorbell's lock".to_owned())?;
-        let (heard_sender, heard) = watch::channel(String::new());
-        tasks.spawn("doorbell", drain(notifications, Arc::clone(&rings), heard_sender));
-        Ok(Doorbell { listening, lock, ping, rings, heard })
+        let limit = format!("set lock_timeout = '{}ms'", SLICE.as_millis());
+        in_time("prepare the doorbell's lock", lock.batch_execute(&limit)).await?;
+        let pinged = Arc::new(watch::Sender::new((String::new(), false)));
+        tasks.spawn("doorbell", drain(notifications, Arc::clone(&rings), Arc::clone(&pinged)));
+        Ok(Doorbell { listening, lock, ping, rings, pinged, given_up: CancellationToken::new() })
     }
 
     /// Tries to arm the bell without waiting. Look at the registry once more after success, before sleeping.
     ///
     /// # Errors
-    /// The connection broke.
+    /// The bell fell, or the server did not answer.
     pub async fn try_arm(&self) -> Result<bool> {
-        let row = self
-            .lock
-            .query_typed_one("select pg_try_advisory_lock(20250, 1) as armed", &[])
-            .await
-            .doing(|| "try for the doorbell's lock".to_owned())?;
-        field(&row, "armed")
+        let tried = self.lock.query_typed_one("select pg_try_advisory_lock(20250, 1) as armed", &[]);
+        field(&self.unless_fallen(in_time("try for the doorbell's lock", tried)).await?, "armed")
     }
 
     /// Waits one slice for the lock. While the request is queued, every new signup rings already.
     ///
     /// # Errors
-    /// The connection broke.
+    /// The bell fell.
     pub async fn wait_to_arm(&self) -> Result<Waited> {
-        match self
-            .lock
-            .batch_execute("select pg_advisory_lock(20250, 1)")
-            .await
-            .doing(|| "wait for the doorbell's lock".to_owned())
-        {
+        let waited = async {
+            let taken = self.lock.batch_execute("select pg_advisory_lock(20250, 1)").await;
+            taken.doing(|| "wait for the doorbell's lock".to_owned())
+        };
+        match self.unless_fallen(waited).await {
             Ok(()) => Ok(Waited::Armed),
             Err(error) if error.kind() == Kind::Locked => Ok(Waited::StillTaken),
             Err(error) => Err(error),
@@ -98,12 +95,10 @@ impl Doorbell {
     /// Lets signups run without ringing.
     ///
     /// # Errors
-    /// The connection broke, and the lock with it.
+    /// The bell fell, and the lock with it, or the server did not answer.
     pub async fn disarm(&self) -> Result<()> {
-        self.lock
-            .batch_execute("select pg_advisory_unlock(20250, 1)")
-            .await
-            .doing(|| "give the doorbell's lock back".to_owned())
+        let unlocked = self.lock.batch_execute("select pg_advisory_unlock(20250, 1)");
+        self.unless_fallen(in_time("give the doorbell's lock back", unlocked)).await
     }
 
     /// Sends a ping through the channel and returns when it has come back.
@@ -113,34 +108,47 @@ impl Doorbell {
     /// the server, since a stuck one would hold up every commit that notifies.
     pub async fn ping(&self) -> Result<()> {
         let nonce = Uuid::new_v4().simple().to_string();
-        let mut heard = self.heard.clone();
+        self.pinged.send_replace((nonce.clone(), false));
+        let mut pinged = self.pinged.subscribe();
         let round = async {
             self.ping
                 .execute_typed("select pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&nonce, Type::TEXT)])
                 .await
                 .doing(|| "ping through the doorbell's channel".to_owned())?;
-            heard
-                .wait_for(|last| *last == nonce)
-                .await
-                .map(drop)
-                .map_err(|_| Error::new(Kind::Unreachable, "the listening connection ended"))
+            // The sender is our own, so this waits until the ping is back.
+            let _ = pinged.wait_for(|(_, back)| *back).await;
+            Ok(())
         };
-        match tokio::time::timeout(PING_TIMEOUT, round).await {
-            Ok(result) => result,
-            Err(_) => {
-                if let Err(error) = self.ping.cancel().await {
-                    tracing::debug!(error = error.chain(), "the ping was not cancelled and ends with its connection");
-                }
-                Err(Error::new(Kind::Unreachable, format!("the doorbell's own ping did not come back within {PING_TIMEOUT:?}")).hint(
-                    "NOTIFY is stuck (a synchronous standby that is gone?) or a pooler swallows LISTEN (main.url must reach the server directly)",
-                ))
+        if let Ok(result) = tokio::time::timeout(TIMEOUT, self.unless_fallen(round)).await {
+            result
+        } else {
+            if let Err(error) = self.ping.cancel().await {
+                tracing::debug!(error = error.chain(), "the ping was not cancelled and ends with its connection");
             }
+            Err(Error::new(Kind::Unreachable, format!("the doorbell's own ping did not come back within {TIMEOUT:?}")).hint(
+                "NOTIFY is stuck (a synchronous standby that is gone?) or a pooler swallows LISTEN (main.url must reach the server directly)",
+            ))
         }
     }
 
     /// Waits for the next ring. Rings since the last call count as one.
     pub async fn rung(&self) {
         self.rings.notified().await;
+    }
+
+    /// Says that the bell is not to be used any more: whatever waits on it ends, and its keeper makes another.
+    pub fn give_up(&self) {
+        self.given_up.cancel();
+    }
+
+    /// Returns when the bell has fallen: one of its connections ended, or it was given up.
+    pub async fn fallen(&self) {
+        tokio::select! {
+            () = self.given_up.cancelled() => {}
+            () = self.listening.ended() => {}
+            () = self.lock.ended() => {}
+            () = self.ping.ended() => {}
+        }
     }
 
     /// Ends a wait for the lock at once: the server would hold a dead client's place in the queue until the slice is over.
@@ -150,17 +158,28 @@ impl Doorbell {
         }
     }
 
-    /// Whether all three connections still stand.
-    #[must_use]
-    pub fn stands(&self) -> bool {
-        !(self.listening.is_closed() || self.lock.is_closed() || self.ping.is_closed())
+    /// Nothing may wait for a connection whose fellow has ended: the other half of a bell is none.
+    async fn unless_fallen<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.fallen() => Err(Error::new(Kind::Unreachable, "a connection of the doorbell ended, or it was given up")),
+        }
+    }
+}
+
+/// For what the server answers at once, if it answers at all.
+async fn in_time<T>(what: &str, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+    match tokio::time::timeout(TIMEOUT, statement).await {
+        Ok(done) => done.doing(|| what.to_owned()),
+        Err(_) => Err(Error::new(Kind::Unreachable, format!("no answer within {TIMEOUT:?}")).context(what)),
     }
 }
 
 /// Empties the listening connection, always: a listener that does not read fills the queue of the whole server.
 ///
 /// A ring has no payload; a payload is our own ping or nothing at all, so that nobody can cause anything by what they send.
-async fn drain(mut notifications: Notifications, rings: Arc<Notify>, heard: watch::Sender<String>) {
+async fn drain(mut notifications: Notifications, rings: Arc<Notify>, pinged: Arc<watch::Sender<(String, bool)>>) {
     while let Some((channel, payload)) = notifications.recv().await {
         if channel != CHANNEL {
             continue;
@@ -168,7 +187,11 @@ async fn drain(mut notifications: Notifications, rings: Arc<Notify>, heard: watc
         if payload.is_empty() {
             rings.notify_one();
         } else {
-            heard.send_replace(payload);
+            pinged.send_if_modified(|(nonce, back)| {
+                let ours = *nonce == payload;
+                *back |= ours;
+                ours
+            });
         }
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, IsolationLevel, Row};
 
 use super::claim::damaged;
-use super::{Registry, field};
+use super::{Registry, answered, field};
 use crate::error::Result;
 use crate::pg::Doing;
 
@@ -14,18 +15,24 @@ use crate::pg::Doing;
 const PROBLEMS: i64 = 50;
 
 /// How the tenants of one registry stand.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Fleet {
+    /// When it was read, by the server's clock.
+    pub at: Timestamp,
     /// Number of tenants by state and work.
     pub counts: Vec<Count>,
     /// Number of ready tenants by the newest migration they have, newest first.
     pub versions: Vec<VersionCount>,
     /// How long the longest waiting of the requested tenants that are due has waited since its signup.
     pub oldest_waiting: Option<Duration>,
+    /// How long the longest overdue tenant, of those that never failed, is due without anybody working on it.
+    pub overdue: Option<Duration>,
     /// Tenants that are being worked on now.
     pub leased: i64,
     /// Databases in the making, and what died daemons left of such.
     pub spares: i64,
+    /// Of these, the databases that nobody is making any more: the next sweep drops them.
+    pub strays: i64,
     /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
     pub problems: Vec<Problem>,
     /// The daemons that are connected, by the name they give their connections (`host:pid`).
@@ -48,7 +55,7 @@ pub struct Count {
 }
 
 /// Ready tenants that have the same newest migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VersionCount {
     /// The version, when it is known.
     pub version: Option<i64>,
@@ -58,6 +65,8 @@ pub struct VersionCount {
     pub tenants: i64,
     /// When a migration ran in one of them last.
     pub migrated_at: Option<Timestamp>,
+    /// The ids of the migration sets that they have; more than one where daemons carried different sets up to this version.
+    pub sets: Vec<String>,
 }
 
 /// A tenant that does not go on by itself, or not well.
@@ -92,113 +101,84 @@ pub struct BellHolder {
     pub role: String,
     /// The name it gave its connection.
     pub application_name: String,
-    /// Its backend's process id.
+    /// Its backend's process id; 0 for a prepared transaction, which has none.
     pub pid: i32,
     /// Whether it is a daemon: ours by role and by name.
     pub daemon: bool,
 }
 
+const COUNTS: &str = "select state, work, count(*) as tenants from tenantd.tenant group by 1, 2 order by 1, 2";
+
+const VERSIONS: &str = "
+select version, max(migrated_at) as migrated_at, count(*) as tenants,
+       (select max(s.name) from tenantd.migration_set s where s.version = t.version) as name,
+       array_remove(array_agg(distinct migration_set), null) as sets
+from tenantd.tenant t where state = 'ready' group by version order by version desc nulls last";
+
+const GAUGES: &str = "
+select now() as at,
+       (select count(*) from tenantd.tenant where leased_until > now()) as leased,
+       (select count(*) from tenantd.spare) as spares,
+       (select count(*) from tenantd.spare s join pg_database d on d.datname = s.name
+        where not exists (select from tenantd.tenant t
+                          where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())) as strays,
+       (select extract(epoch from now() - min(created_at))::float8 from tenantd.tenant
+        where state = 'requested' and work in ('due', 'failing')) as waiting,
+       (select extract(epoch from now() - min(due_at))::float8 from tenantd.tenant
+        where work = 'due' and due_at <= now() and (leased_until is null or leased_until <= now())) as overdue,
+       pg_notification_queue_usage() as queue";
+
+const DAEMONS: &str = "
+select distinct split_part(application_name, ' ', 2) as daemon from pg_stat_activity
+where datname = current_database() and usename = current_user and application_name like 'tenantd:daemon %' order by 1";
+
+const PROBLEM_ROWS: &str = "
+select key, name, state, work, failures, error_kind, error_text, error_sqlstate, error_step, due_at from tenantd.tenant
+where work in ('failing', 'parked') order by work desc, due_at limit $1";
+
+/// A prepared transaction has no session of its own.
+const BELL: &str = "
+select coalesce(a.usename::text, 'unknown') as role, coalesce(a.application_name, 'a prepared transaction') as application_name,
+       coalesce(a.pid, 0) as pid, coalesce(a.usename = current_user and a.application_name like 'tenantd:daemon %', false) as daemon
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
+and l.classid = 20250 and l.objid = 1 and l.objsubid = 2 and l.mode = 'ExclusiveLock' and l.granted";
+
 impl Registry {
-    /// Reads how the fleet stands.
+    /// Reads how the fleet stands, all at one moment, and writes nothing.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
     pub async fn fleet(&self) -> Result<Fleet> {
-        let session = self.session().await?;
         let doing = || "read how the fleet stands".to_owned();
-        let counts = session
-            .query_typed("select state, work, count(*) as tenants from tenantd.tenant group by 1, 2 order by 1, 2", &[])
-            .await
-            .doing(doing)
-            .map_err(damaged)?;
-        let versions = session
-            .query_typed(
-                "select version, max(migrated_at) as migrated_at, count(*) as tenants,
-                        (select max(s.name) from tenantd.migration_set s where s.version = t.version) as name
-                 from tenantd.tenant t where state = 'ready' group by version order by version desc nulls last",
-                &[],
-            )
-            .await
-            .doing(doing)?;
-        let gauges = session
-            .query_typed_one(
-                "select (select count(*) from tenantd.tenant where leased_until > now()) as leased,
-                        (select count(*) from tenantd.spare) as spares,
-                        (select extract(epoch from now() - min(created_at))::float8 from tenantd.tenant
-                         where state = 'requested' and work in ('due', 'failing')) as waiting,
-                        pg_notification_queue_usage() as queue",
-                &[],
-            )
-            .await
-            .doing(doing)?;
-        let daemons = session
-            .query_typed(
-                "select distinct split_part(application_name, ' ', 2) as daemon from pg_stat_activity
-                 where datname = current_database() and usename = current_user and application_name like 'tenantd:daemon %' order by 1",
-                &[],
-            )
-            .await
-            .doing(doing)?;
+        let mut session = self.session().await?;
+        let snapshot = session.build_transaction().read_only(true).isolation_level(IsolationLevel::RepeatableRead);
+        let snapshot = snapshot.start().await.doing(doing)?;
+        let counts = snapshot.query_typed(COUNTS, &[]).await.doing(doing).map_err(damaged)?;
+        let versions = snapshot.query_typed(VERSIONS, &[]).await.doing(doing).map_err(damaged)?;
+        let gauges = snapshot.query_typed_one(GAUGES, &[]).await.doing(doing).map_err(damaged)?;
+        let problems = snapshot.query_typed(PROBLEM_ROWS, &[(&PROBLEMS, Type::INT8)]).await.doing(doing)?;
+        let daemons = snapshot.query_typed(DAEMONS, &[]).await.doing(doing)?;
+        let bell = bell_holder(snapshot.client()).await?;
+        snapshot.commit().await.doing(doing)?;
+        let length = |name| {
+            let seconds = field::<Option<f64>>(&gauges, name)?;
+            Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+        };
         Ok(Fleet {
-            counts: counts
-                .iter()
-                .map(|row| {
-                    Ok(Count {
-                        state: field(row, "state")?,
-                        work: field(row, "work")?,
-                        tenants: field(row, "tenants")?,
-                    })
-                })
-                .collect::<Result<_>>()?,
-            versions: versions
-                .iter()
-                .map(|row| {
-                    Ok(VersionCount {
-                        version: field(row, "version")?,
-                        name: field(row, "name")?,
-                        tenants: field(row, "tenants")?,
-                        migrated_at: field(row, "migrated_at")?,
-                    })
-                })
-                .collect::<Result<_>>()?,
-            oldest_waiting: field::<Option<f64>>(&gauges, "waiting")?
-                .map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
+            at: field(&gauges, "at")?,
+            counts: counts.iter().map(count).collect::<Result<_>>()?,
+            versions: versions.iter().map(version).collect::<Result<_>>()?,
+            oldest_waiting: length("waiting")?,
+            overdue: length("overdue")?,
             leased: field(&gauges, "leased")?,
             spares: field(&gauges, "spares")?,
-            problems: self.problems().await?,
+            strays: field(&gauges, "strays")?,
+            problems: problems.iter().map(problem).collect::<Result<_>>()?,
             daemons: daemons.iter().map(|row| field(row, "daemon")).collect::<Result<_>>()?,
-            bell: self.bell_holder().await?,
+            bell,
             notification_queue: field(&gauges, "queue")?,
         })
-    }
-
-    async fn problems(&self) -> Result<Vec<Problem>> {
-        let rows = self
-            .session()
-            .await?
-            .query_typed(
-                "select key, name, state, work, failures, error_kind, error_text, error_sqlstate, error_step, due_at from tenantd.tenant
-                 where work in ('failing', 'parked') order by work desc, due_at limit $1",
-                &[(&PROBLEMS, Type::INT8)],
-            )
-            .await
-            .doing(|| "read which tenants fail".to_owned())?;
-        rows.iter()
-            .map(|row| {
-                Ok(Problem {
-                    key: field(row, "key")?,
-                    name: field(row, "name")?,
-                    state: field(row, "state")?,
-                    work: field(row, "work")?,
-                    failures: field(row, "failures")?,
-                    kind: field(row, "error_kind")?,
-                    text: field(row, "error_text")?,
-                    sqlstate: field(row, "error_sqlstate")?,
-                    step: field(row, "error_step")?,
-                    due_at: field(row, "due_at")?,
-                })
-            })
-            .collect()
     }
 
     /// Who holds the doorbell's lock; anyone may take it.
@@ -206,27 +186,49 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn bell_holder(&self) -> Result<Option<BellHolder>> {
-        let row = self
-            .session()
-            .await?
-            .query_typed_opt(
-                "select a.usename::text as role, a.application_name, a.pid,
-                        a.usename = current_user and a.application_name like 'tenantd:daemon %' as daemon
-                 from pg_locks l join pg_stat_activity a on a.pid = l.pid
-                 where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
-                 and l.classid = 20250 and l.objid = 1 and l.objsubid = 2 and l.mode = 'ExclusiveLock' and l.granted",
-                &[],
-            )
-            .await
-            .doing(|| "look who holds the doorbell's lock".to_owned())?;
-        row.map(|row| {
-            Ok(BellHolder {
-                role: field(&row, "role")?,
-                application_name: field(&row, "application_name")?,
-                pid: field(&row, "pid")?,
-                daemon: field(&row, "daemon")?,
-            })
-        })
-        .transpose()
+        let session = self.session().await?;
+        answered(&session, bell_holder(&session)).await
     }
+}
+
+async fn bell_holder(client: &Client) -> Result<Option<BellHolder>> {
+    let row = client.query_typed_opt(BELL, &[]).await.doing(|| "look who holds the doorbell's lock".to_owned())?;
+    row.map(|row| {
+        Ok(BellHolder {
+            role: field(&row, "role")?,
+            application_name: field(&row, "application_name")?,
+            pid: field(&row, "pid")?,
+            daemon: field(&row, "daemon")?,
+        })
+    })
+    .transpose()
+}
+
+fn count(row: &Row) -> Result<Count> {
+    Ok(Count { state: field(row, "state")?, work: field(row, "work")?, tenants: field(row, "tenants")? })
+}
+
+fn version(row: &Row) -> Result<VersionCount> {
+    Ok(VersionCount {
+        version: field(row, "version")?,
+        name: field(row, "name")?,
+        tenants: field(row, "tenants")?,
+        migrated_at: field(row, "migrated_at")?,
+        sets: field(row, "sets")?,
+    })
+}
+
+fn problem(row: &Row) -> Result<Problem> {
+    Ok(Problem {
+        key: field(row, "key")?,
+        name: field(row, "name")?,
+        state: field(row, "state")?,
+        work: field(row, "work")?,
+        failures: field(row, "failures")?,
+        kind: field(row, "error_kind")?,
+        text: field(row, "error_text")?,
+        sqlstate: field(row, "error_sqlstate")?,
+        step: field(row, "error_step")?,
+        due_at: field(row, "due_at")?,
+    })
 }

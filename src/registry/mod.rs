@@ -7,19 +7,29 @@
 pub mod claim;
 pub mod doorbell;
 pub mod fleet;
+mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+pub mod print;
 pub mod sets;
 pub mod signup;
 pub mod sweep;
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
-use tokio_postgres::types::FromSqlOwned;
+use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Pool, PooledSession, Server};
+use crate::pg::{Doing, Pool, PooledSession, Server};
+
+/// What a short statement is answered in, if it is answered at all. A network that swallows packets without a word says nothing else.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// A statement's parameters, each with its type.
+type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 
 /// The registry of one main database, opened: its schema is there, and it belongs to this database.
 #[derive(Debug, Clone)]
@@ -67,6 +77,35 @@ impl Registry {
     pub async fn session(&self) -> Result<PooledSession> {
         self.pool.get().await
     }
+
+    /// Closes every session that nobody uses, and the others as they come back. For the end of the process.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+
+    /// The rows of a short statement.
+    async fn query(&self, sql: &str, parameters: Parameters<'_>, what: impl FnOnce() -> String) -> Result<Vec<Row>> {
+        let session = self.session().await?;
+        answered(&session, async { session.query_typed(sql, parameters).await.doing(what) }).await
+    }
+
+    /// How many rows a short statement changed.
+    async fn execute(&self, sql: &str, parameters: Parameters<'_>, what: impl FnOnce() -> String) -> Result<u64> {
+        let session = self.session().await?;
+        answered(&session, async { session.execute_typed(sql, parameters).await.doing(what) }).await
+    }
+}
+
+/// The outcome of `statement`, which runs on `session`. One that is not answered in time is stopped on the server, if that hears us.
+async fn answered<T>(session: &PooledSession, statement: impl Future<Output = Result<T>>) -> Result<T> {
+    if let Ok(outcome) = tokio::time::timeout(ANSWER, statement).await {
+        return outcome;
+    }
+    if let Err(error) = session.cancel().await {
+        tracing::debug!(error = error.chain(), "a statement without an answer was not stopped");
+    }
+    Err(Error::new(Kind::Unreachable, format!("the main database gave no answer within {ANSWER:?}"))
+        .hint("look at the network between tenantd and the server, and for a statement of tenantd's that waits there"))
 }
 
 /// Reads column `name` of `row`; a value of another type means a registry that is not ours, never a panic.

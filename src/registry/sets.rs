@@ -13,6 +13,8 @@ use crate::pg::Doing;
 /// How the sets that tenants have compare with the one this tenantd carries.
 #[derive(Debug, Clone, Default)]
 pub struct Relations {
+    /// What each set that is behind ours lacks of it, by the set's id, in the order it will be applied.
+    pub behind: BTreeMap<String, Vec<i64>>,
     /// Ids of sets that hold all of ours and more.
     pub newer: Vec<String>,
     /// Why no tenant may be touched with our set: a version below the newest of a set that tenants have. Empty: it may.
@@ -98,7 +100,10 @@ fn relations(set: &MigrationSet, sets: &BTreeMap<String, Vec<Recorded>>, out_of_
     let mut relations = Relations::default();
     for (id, applied) in sets {
         match compare(set, applied, out_of_order) {
-            Verdict::Current | Verdict::Behind(_) => {}
+            Verdict::Current => {}
+            Verdict::Behind(pending) => {
+                relations.behind.insert(id.clone(), pending.iter().map(|migration| migration.version).collect());
+            }
             Verdict::Newer(_) => relations.newer.push(id.clone()),
             Verdict::Diverged(findings) => {
                 for finding in findings {

@@ -8,7 +8,6 @@ use super::claim::damaged;
 use super::{Registry, field, signup};
 use crate::error::Result;
 use crate::pg::Doing;
-use crate::tenant::Work;
 
 /// What a tenant should be, as far as the main database shows it.
 #[derive(Debug, Clone)]
@@ -67,13 +66,14 @@ and case
 order by t.verified_at nulls first, t.created_at";
 
 impl Registry {
-    /// Inserts a row for each user without a tenant, due at once: what the trigger missed. Returns how many.
+    /// Inserts a row for each user without a tenant: what the trigger missed, due at once. Users from before, who could not be read until
+    /// now, are held. `prefix` begins the names of tenants' databases.
     ///
     /// # Errors
     /// The signup table cannot be read whole; see [`signup::request_missing`].
-    pub async fn request_missing(&self, table: &signup::Table) -> Result<u64> {
+    pub async fn request_missing(&self, table: &signup::Table, prefix: &str) -> Result<signup::Missing> {
         let mut session = self.session().await?;
-        signup::request_missing(&mut session, table, Work::Due).await
+        signup::request_missing(&mut session, table, prefix).await
     }
 
     /// All tenants that need a look, those looked at longest ago first.

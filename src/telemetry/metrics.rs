@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn fleet() -> Fleet {
-        let version = |version, tenants| VersionCount { version, name: None, tenants, migrated_at: None };
+        let version = |version, tenants| VersionCount { version, tenants, ..VersionCount::default() };
         Fleet {
             counts: vec![Count { state: "ready".into(), work: "idle".into(), tenants: 27 }],
             versions: [Some(9), Some(8), Some(7), Some(6), Some(5), Some(4), None]
@@ -279,10 +279,9 @@ mod tests {
             oldest_waiting: Some(Duration::from_millis(1500)),
             leased: 3,
             spares: 2,
-            problems: Vec::new(),
             daemons: vec!["a:1".into(), "b:2".into()],
-            bell: None,
             notification_queue: 0.25,
+            ..Fleet::default()
         }
     }
 

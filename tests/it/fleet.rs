@@ -24,6 +24,7 @@ use crate::support::database::TestDatabase;
 pub const WISHES: Wishes = Wishes { backfill: false, moved: Moved::Refuse };
 
 /// Settings for `database` as the daemon would have them, with `more` of them by key.
+#[must_use]
 pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     let settings = [
@@ -67,16 +68,32 @@ impl Fleet {
     }
 
     /// The registry.
+    #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.context.registry
     }
 
     /// Installs by `config` with `set`.
+    ///
+    /// # Errors
+    /// As the library says.
     pub async fn with_set(config: Config, set: MigrationSet) -> Result<Fleet> {
+        Self::made(config, set, WISHES).await
+    }
+
+    /// Installs by `config` with the embedded tenant migrations and what else is wished for.
+    ///
+    /// # Errors
+    /// As the library says.
+    pub async fn wishing(config: Config, wishes: Wishes) -> Result<Fleet> {
+        Self::made(config, embedded::tenant().expect("the embedded set"), wishes).await
+    }
+
+    async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
         let worker = Worker::new("test", "test", 12);
-        let (registry, installed) = Registry::install(&server, &config, WISHES, &worker).await?;
+        let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set)).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
     }
@@ -87,6 +104,9 @@ impl Fleet {
     }
 
     /// A sweep by hand or as the daemon's.
+    ///
+    /// # Errors
+    /// As the library says.
     pub async fn try_sweep(&self, by_hand: bool) -> Result<Report> {
         let run = Run { by_hand, stop: CancellationToken::new() };
         sweep(&self.context, &self.table, &self.tasks, &run, |_: &str, _: Option<&Outcome>, _, _| {}).await
@@ -114,6 +134,9 @@ pub async fn execute(database: &TestDatabase, sql: &str) {
 }
 
 /// Enters the database `name` as whoever `url` names.
+///
+/// # Errors
+/// As the library says.
 pub async fn enter(database: &TestDatabase, url: &str, name: &str) -> Result<Session> {
     let config = config(database, &[("main.url", url)]);
     Server::new(config.main, Tasks::new()).connect(Some(name), "test").await

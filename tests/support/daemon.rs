@@ -76,6 +76,13 @@ impl Program {
         self.variable(&name, value)
     }
 
+    /// Leaves the setting `key` to the daemon.
+    #[must_use]
+    pub fn unset(mut self, key: &str) -> Self {
+        self.environment.remove(&format!("TENANTD_{}", key.to_uppercase().replace('.', "__")));
+        self
+    }
+
     /// Any other environment variable.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {

@@ -1,0 +1,243 @@
+//! What of a fleet needs a person, and what is good to know: the rules behind the exit code of `status`.
+
+use std::time::Duration;
+
+use super::Status;
+use crate::commands::output::{counted, counted_are, duration, line};
+use crate::pg::quote;
+use crate::registry::signup::Trigger;
+
+/// A daemon that is there takes a due tenant within a poll. After this time without anybody at work it does not.
+const OVERDUE: Duration = Duration::from_mins(5);
+
+/// From here on signups no longer ring, and a queue that fills up refuses their commits in the end.
+const QUEUE_LOUD: f64 = 0.5;
+
+/// The state of a thing, and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    /// A word for programs; it never changes.
+    pub(super) word: &'static str,
+    /// What is, in a sentence; the lines after the first name each thing it is about.
+    pub(super) text: String,
+    /// What to do.
+    pub(super) advice: String,
+}
+
+fn remark(word: &'static str, text: impl Into<String>, advice: impl Into<String>) -> Remark {
+    Remark { word, text: text.into(), advice: advice.into() }
+}
+
+impl Status<'_> {
+    /// What needs a person. Empty: all is well.
+    pub(super) fn needs_person(&self) -> Vec<Remark> {
+        let mut found = Vec::new();
+        self.find_in_work(&mut found);
+        self.find_in_set(&mut found);
+        self.find_in_signup(&mut found);
+        self.find_in_bell(&mut found);
+        found
+    }
+
+    fn find_in_work(&self, found: &mut Vec<Remark>) {
+        let (parked, waiting, room) = (self.with_work("parked"), self.waiting(), self.room);
+        let (max, per_hour) = (self.config.tenant.max, self.config.tenant.max_per_hour);
+        if parked > 0 {
+            found.push(remark(
+                "parked",
+                format!("{} parked: out of tries, or nothing that tenantd may mend.", counted_are(parked, "tenant")),
+                "Mend what each error says, then run `tenantd --sweep-once`, which tries them at once.",
+            ));
+        }
+        let full = room.tenants >= i64::from(max);
+        let braked = per_hour > 0 && room.last_hour >= i64::from(per_hour) && waiting > 0;
+        if full {
+            found.push(remark(
+                "tenant_max",
+                format!("{} there and tenant.max is {max}: new ones wait.", counted_are(room.tenants, "tenant")),
+                "Raise tenant.max if the server has room for more, then reload the daemon.",
+            ));
+        } else if braked {
+            found.push(remark(
+                "tenant_max_per_hour",
+                format!(
+                    "{} made within the hour, and tenant.max_per_hour is {per_hour}: new ones wait.",
+                    counted(room.last_hour, "tenant")
+                ),
+                "They go on by themselves within the hour; are the signups genuine? Then raise tenant.max_per_hour.",
+            ));
+        }
+        // Somebody at work without a daemon: a sweep by hand, or by the timer.
+        if self.fleet.daemons.is_empty() && waiting > 0 && self.fleet.leased == 0 {
+            found.push(remark(
+                "no_daemon",
+                format!("No daemon is connected, and {} for one.", waits(waiting)),
+                "Start it (`systemctl start tenantd`), or run `tenantd --sweep-once`.",
+            ));
+        }
+        let idle = self.fleet.leased == 0 && !self.fleet.daemons.is_empty() && !full && !braked;
+        if let Some(overdue) = self.fleet.overdue.filter(|overdue| idle && *overdue > OVERDUE) {
+            found.push(remark(
+                "overdue",
+                format!("A daemon is connected, but nobody took up what is due since {}.", duration(overdue)),
+                "Read the daemon's log (`journalctl -u tenantd`): it says what it waits for.",
+            ));
+        }
+    }
+
+    fn find_in_set(&self, found: &mut Vec<Remark>) {
+        let listed = |head: String, reasons: &[String]| format!("{head}\n{}", reasons.join("\n"));
+        if !self.relations.refused.is_empty() {
+            found.push(remark(
+                "migrations_refused",
+                listed(
+                    "The migration set is refused, so no tenant is touched with it:".to_owned(),
+                    &self.relations.refused,
+                ),
+                "Do what is said of each file, then reload the daemon.",
+            ));
+        }
+        if !self.relations.diverged.is_empty() {
+            found.push(remark(
+                "migrations_diverged",
+                listed(
+                    "The migration set contradicts what was applied; the tenants concerned stay as they are:"
+                        .to_owned(),
+                    &self.relations.diverged,
+                ),
+                "Put the files back as they were applied, and make each change a new migration.",
+            ));
+        }
+        if self.newer > 0 {
+            let have = if self.newer == 1 { "has" } else { "have" };
+            found.push(remark(
+                "migrations_newer",
+                format!(
+                    "{} {have} migrations that this tenantd does not carry; it leaves them alone.",
+                    counted(self.newer, "tenant")
+                ),
+                "Run the tenantd, or name the folder, that carries them.",
+            ));
+        }
+    }
+
+    fn find_in_signup(&self, found: &mut Vec<Remark>) {
+        let signup = match &self.signup {
+            Ok(signup) => signup,
+            Err(error) => {
+                let advice = error.advice().unwrap_or("Correct signup.table or signup.id_column.");
+                return found.push(remark(
+                    "signup_table",
+                    format!("Signups are not noticed: {}.", error.chain()),
+                    advice,
+                ));
+            }
+        };
+        for (on, trigger) in &signup.triggers {
+            let enable = format!("As the table's owner: alter table {on} enable trigger tenantd_signup");
+            let setup = "`tenantd setup` puts it right.".to_owned();
+            let (word, how, advice) = match trigger {
+                Trigger::Right => continue,
+                Trigger::Missing => ("trigger_missing", "is missing", setup),
+                Trigger::Wrong => ("trigger_wrong", "is not the one it should be", setup),
+                Trigger::Disabled => ("trigger_disabled", "is switched off", enable),
+            };
+            found.push(remark(word, format!("The trigger on {on} {how}, so only sweeps find its signups."), advice));
+        }
+        if signup.table.rows_hidden {
+            found.push(remark(
+                "users_hidden",
+                format!(
+                    "Row level security hides users of {} from tenantd, so no sweep finds one that the trigger missed.",
+                    signup.table.name
+                ),
+                format!("As an administrator: alter role {} bypassrls", quote::identifier(self.config.main.user())),
+            ));
+        }
+    }
+
+    fn find_in_bell(&self, found: &mut Vec<Remark>) {
+        if let Some(holder) = self.fleet.bell.as_ref().filter(|holder| !holder.daemon) {
+            let advice = match holder.pid {
+                0 => "End it: select gid, owner from pg_prepared_xacts names the prepared transactions.".to_owned(),
+                pid => format!("Let it end by itself, or as an administrator: select pg_terminate_backend({pid})"),
+            };
+            found.push(remark(
+                "doorbell_taken",
+                format!(
+                    "Role {} ({}, pid {}) holds the doorbell's lock and is no daemon: every signup has to ring, which slows a crowd of them.",
+                    quote::identifier(&holder.role),
+                    holder.application_name,
+                    holder.pid
+                ),
+                advice,
+            ));
+        }
+        if self.fleet.notification_queue >= QUEUE_LOUD {
+            found.push(remark(
+                "notification_queue",
+                format!(
+                    "The server's queue of notifications is {:.0} % full: some session listens and does not read.",
+                    self.fleet.notification_queue * 100.0
+                ),
+                "End the oldest that is idle in a transaction: select pid, usename, xact_start from pg_stat_activity \
+                 where state like 'idle in%' order by xact_start",
+            ));
+        }
+    }
+
+    /// What is good to know and needs nobody now.
+    pub(super) fn good_to_know(&self) -> Vec<Remark> {
+        let mut notes = Vec::new();
+        let (held, failing, strays, room) =
+            (self.with_work("held"), self.with_work("failing"), self.fleet.strays, self.room);
+        let max = i64::from(self.config.tenant.max);
+        if held > 0 {
+            notes.push(remark(
+                "held",
+                format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
+                "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        if failing > 0 {
+            notes.push(remark(
+                "failing",
+                format!("{} failing.", counted_are(failing, "tenant")),
+                "They are tried again by themselves.",
+            ));
+        }
+        if strays > 0 {
+            notes.push(remark(
+                "strays",
+                format!("{} left by work that was cut off.", counted(strays, "half-made database")),
+                "The next sweep drops what is left.",
+            ));
+        }
+        if room.tenants < max && room.tenants * 10 >= max * 8 {
+            notes.push(remark(
+                "tenant_max_near",
+                format!("{} there and tenant.max is {max}.", counted_are(room.tenants, "tenant")),
+                "Raise it in time, if the server has room for more.",
+            ));
+        }
+        if self.fleet.daemons.is_empty() && self.waiting() == 0 {
+            notes.push(remark(
+                "no_daemon_needed",
+                "No daemon is connected, and nobody waits.",
+                "A signup would wait for the next start or sweep.",
+            ));
+        }
+        notes
+    }
+}
+
+fn waits(tenants: i64) -> String {
+    format!("{} {}", counted(tenants, "tenant"), if tenants == 1 { "waits" } else { "wait" })
+}
+
+impl Remark {
+    /// Its sentence and its list, without what could command a terminal.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.text.lines().map(line).collect()
+    }
+}

@@ -1,0 +1,143 @@
+//! Status as one object for programs.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::findings::Remark;
+use super::{Signup, Standing, Status};
+use crate::commands::output;
+use crate::registry::fleet::{BellHolder, Problem, VersionCount};
+use crate::registry::signup::Trigger;
+
+pub(super) fn object(status: &Status<'_>) -> Value {
+    let (fleet, needs) = (&status.fleet, status.needs_person());
+    let counts =
+        fleet.counts.iter().map(|count| json!({ "state": count.state, "work": count.work, "tenants": count.tenants }));
+    json!({
+        "ok": needs.is_empty(),
+        "needs_person": needs.iter().map(remark).collect::<Vec<_>>(),
+        "good_to_know": status.good_to_know().iter().map(remark).collect::<Vec<_>>(),
+        "at": moment(fleet.at),
+        "database": status.config.main.describe(),
+        "registry": status.registry.to_string(),
+        "tenants": fleet.counts.iter().map(|count| count.tenants).sum::<i64>(),
+        "counts": counts.collect::<Vec<_>>(),
+        "versions": fleet.versions.iter().map(|row| version(status, row)).collect::<Vec<_>>(),
+        "waiting": status.waiting(),
+        "oldest_waiting_seconds": fleet.oldest_waiting.map(|length| length.as_secs_f64()),
+        "overdue_seconds": fleet.overdue.map(|length| length.as_secs_f64()),
+        "in_work": fleet.leased,
+        "parked": problems(status, "parked"),
+        "parked_tenants": status.with_work("parked"),
+        "failing": problems(status, "failing"),
+        "failing_tenants": status.with_work("failing"),
+        "held": status.with_work("held"),
+        "daemons": fleet.daemons,
+        "doorbell": { "holder": fleet.bell.as_ref().map(holder), "notification_queue_usage": fleet.notification_queue },
+        "signup": signup(status),
+        "brakes": {
+            "tenants": status.room.tenants,
+            "max": status.config.tenant.max,
+            "made_last_hour": status.room.last_hour,
+            "max_per_hour": Some(status.config.tenant.max_per_hour).filter(|max| *max > 0),
+        },
+        "migrations": migrations(status),
+        "half_made": { "databases": fleet.spares, "left_over": fleet.strays },
+    })
+}
+
+/// RFC 3339.
+fn moment(at: Timestamp) -> String {
+    at.to_string()
+}
+
+fn remark(remark: &Remark) -> Value {
+    json!({ "word": remark.word, "text": remark.text, "advice": remark.advice })
+}
+
+fn version(status: &Status<'_>, row: &VersionCount) -> Value {
+    let (standing, pending) = match status.standing(row) {
+        Standing::Current => ("current", Some(Vec::new())),
+        Standing::Behind(pending) => ("behind", Some(pending)),
+        Standing::Newer => ("newer", None),
+        Standing::Diverged => ("diverged", None),
+        Standing::Unknown => ("unknown", None),
+    };
+    let named = |version: &i64| json!({ "version": version, "name": status.set.get(*version).map(|ours| &ours.name) });
+    json!({
+        "version": row.version,
+        "name": row.name,
+        "tenants": row.tenants,
+        "migrated_at": row.migrated_at.map(moment),
+        "standing": standing,
+        "pending": pending.map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
+    })
+}
+
+fn problems(status: &Status<'_>, work: &str) -> Vec<Value> {
+    let object = |problem: &Problem| {
+        json!({
+            "key": problem.key,
+            "name": problem.name,
+            "state": problem.state,
+            "failures": problem.failures,
+            "due_at": moment(problem.due_at),
+            "error": { "kind": problem.kind, "text": problem.text, "sqlstate": problem.sqlstate, "step": problem.step },
+        })
+    };
+    status.fleet.problems.iter().filter(|problem| problem.work == work).map(object).collect()
+}
+
+fn holder(holder: &BellHolder) -> Value {
+    json!({
+        "role": holder.role,
+        "application_name": holder.application_name,
+        "pid": Some(holder.pid).filter(|pid| *pid != 0),
+        "daemon": holder.daemon,
+    })
+}
+
+fn signup(status: &Status<'_>) -> Value {
+    let word = |trigger: Trigger| match trigger {
+        Trigger::Right => "right",
+        Trigger::Disabled => "disabled",
+        Trigger::Missing => "missing",
+        Trigger::Wrong => "wrong",
+    };
+    match &status.signup {
+        Ok(Signup { table, triggers }) => {
+            let triggers = triggers.iter().map(|(on, trigger)| json!({ "table": on, "trigger": word(*trigger) }));
+            json!({
+                "table": table.name,
+                "id_column": table.id,
+                "triggers": triggers.collect::<Vec<_>>(),
+                "users_hidden": table.rows_hidden,
+                "error": null,
+            })
+        }
+        Err(error) => json!({ "error": output::error(error) }),
+    }
+}
+
+fn migrations(status: &Status<'_>) -> Value {
+    let (set, relations) = (status.set, &status.relations);
+    let relation = match relations {
+        relations if !relations.refused.is_empty() => "refused",
+        relations if !relations.diverged.is_empty() => "diverged",
+        relations if !relations.newer.is_empty() => "older",
+        _ => "newest",
+    };
+    let entries =
+        set.migrations().iter().map(|migration| json!({ "version": migration.version, "name": migration.name }));
+    json!({
+        "source": set.source(),
+        "id": set.id(),
+        "newest": set.newest_version(),
+        "migrations": entries.collect::<Vec<_>>(),
+        "relation": relation,
+        "refused": relations.refused,
+        "diverged": relations.diverged,
+        "newer_sets": relations.newer,
+        "newer_tenants": status.newer,
+    })
+}

@@ -1,0 +1,162 @@
+//! `tenantd status`: the fleet at a glance, and what of it needs a person.
+
+mod findings;
+mod json;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::io::Write;
+
+use uuid::Uuid;
+
+use super::{ExitStatus, output};
+use crate::config::Config;
+use crate::error::{Kind, Result};
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::registry::fleet::{Fleet, VersionCount};
+use crate::registry::sets::Relations;
+use crate::registry::signup::{self, Table, Trigger};
+use crate::registry::sweep::Room;
+use crate::registry::{Registry, Worker};
+
+/// Everything that status shows.
+struct Status<'a> {
+    config: &'a Config,
+    /// The registry's own id.
+    registry: Uuid,
+    fleet: Fleet,
+    room: Room,
+    /// How signups are noticed, or why they cannot be.
+    signup: Result<Signup>,
+    set: &'a MigrationSet,
+    relations: Relations,
+    /// Tenants that have migrations which this tenantd does not carry.
+    newer: i64,
+}
+
+/// The signup table and its triggers.
+struct Signup {
+    table: Table,
+    /// Each table that needs a trigger, with how that stands.
+    triggers: Vec<(String, Trigger)>,
+}
+
+/// How the tenants of one version stand to the set that this tenantd carries.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// They have it.
+    Current,
+    /// They lack these versions of it.
+    Behind(Vec<i64>),
+    /// They have more.
+    Newer,
+    /// What they have contradicts it.
+    Diverged,
+    /// Nobody recorded what they have.
+    Unknown,
+}
+
+/// Writes how the fleet stands, as text or as one JSON object. Only reads; no tenant is connected to.
+///
+/// Returns [`ExitStatus::Findings`] when something needs a person, each told with what to do:
+/// - a tenant is parked;
+/// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
+/// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps;
+/// - tenants wait and no daemon is there, or one is there and nobody has worked on them for five minutes;
+/// - the brakes hold tenants back: `tenant.max` is reached, or `tenant.max_per_hour` while tenants wait;
+/// - somebody other than a daemon holds the doorbell's lock, or the server's queue of notifications is half full.
+///
+/// Else [`ExitStatus::Well`]: failing tenants are tried again by themselves, held users wait for a decision that may stay open.
+///
+/// # Errors
+/// The main database cannot be reached, there is no registry, it is damaged, newer, or belongs to another database; `out` cannot be
+/// written to.
+pub async fn run(
+    server: &Server,
+    config: &Config,
+    set: &MigrationSet,
+    worker: &Worker,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<ExitStatus> {
+    let registry = Registry::open(server, worker).await?;
+    let status = Status::read(&registry, config, set).await?;
+    if json {
+        output::object(out, &json::object(&status))?;
+    } else {
+        output::text(out, &text::whole(&status))?;
+    }
+    Ok(if status.needs_person().is_empty() { ExitStatus::Well } else { ExitStatus::Findings })
+}
+
+impl<'a> Status<'a> {
+    async fn read(registry: &Registry, config: &'a Config, set: &'a MigrationSet) -> Result<Status<'a>> {
+        let relations = registry.relate(set, config.tenant.out_of_order).await?;
+        let newer = if relations.newer.is_empty() { 0 } else { registry.count_newer(&relations.newer).await? };
+        Ok(Status {
+            config,
+            registry: registry.id,
+            fleet: registry.fleet().await?,
+            room: registry.room().await?,
+            signup: read_signup(registry, config).await?,
+            set,
+            relations,
+            newer,
+        })
+    }
+
+    /// Tenants that have something to be done: due or failing.
+    fn waiting(&self) -> i64 {
+        self.with_work("due") + self.with_work("failing")
+    }
+
+    fn with_work(&self, work: &str) -> i64 {
+        self.fleet.counts.iter().filter(|count| count.work == work).map(|count| count.tenants).sum()
+    }
+
+    fn standing(&self, version: &VersionCount) -> Standing {
+        let ours = self.set.id();
+        let mut lacking = Vec::new();
+        let mut newer = false;
+        for id in version.sets.iter().filter(|id| **id != ours) {
+            match self.relations.behind.get(id) {
+                Some(pending) => lacking.extend(pending),
+                None if self.relations.newer.contains(id) => newer = true,
+                None => return Standing::Diverged,
+            }
+        }
+        lacking.sort_unstable();
+        lacking.dedup();
+        match (version.sets.is_empty(), newer, lacking.is_empty()) {
+            (true, ..) => Standing::Unknown,
+            (_, true, _) => Standing::Newer,
+            (_, _, false) => Standing::Behind(lacking),
+            _ => Standing::Current,
+        }
+    }
+
+    /// A migration of ours, as in `2 add_index`.
+    fn migration(&self, version: i64) -> String {
+        match self.set.get(version) {
+            Some(migration) => format!("{version} {}", migration.name),
+            None => version.to_string(),
+        }
+    }
+}
+
+/// A table that cannot serve is something to show; a database that cannot be asked is a failure.
+async fn read_signup(registry: &Registry, config: &Config) -> Result<Result<Signup>> {
+    let session = registry.session().await?;
+    let table = match signup::inspect(&session, &config.signup).await {
+        Ok(table) => table,
+        Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => return Ok(Err(error)),
+        Err(error) => return Err(error),
+    };
+    let mut triggers = Vec::new();
+    for on in &table.triggers_on {
+        triggers.push((on.clone(), signup::trigger(&session, on, table.by_row).await?));
+    }
+    Ok(Ok(Signup { table, triggers }))
+}
