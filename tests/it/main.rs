@@ -3,11 +3,16 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod claims;
+mod conflicts;
 mod connect;
 mod connecting;
+#[cfg(debug_assertions)]
+mod crashes;
 pub mod crowd;
 mod doorbell;
 mod doorbell_faults;
+mod failing;
 pub mod fleet;
 mod harness;
 mod migrations;
@@ -23,4 +28,5 @@ mod signup;
 mod signup_kinds;
 pub mod sql;
 mod status;
+mod sweeping;
 mod tidy;
