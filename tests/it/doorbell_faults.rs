@@ -160,7 +160,10 @@ async fn a_stuck_notify_holds_up_nobody() {
         tokio::time::timeout(Duration::from_millis(500), stuck.batch_execute(write)).await.is_err()
     })
     .await;
-    until("the bell is taken away", SOON, async || crowd.bells().await == 0).await;
+    until("the bell is taken away", SOON, async || {
+        pages.metric("tenantd_ping_failures_total").await > 0.0 && crowd.bells().await == 0
+    })
+    .await;
     let app = database.app().await;
     for _ in 0..10 {
         let signup = tokio::time::timeout(HEARD, crowd.sign_up(&app)).await.expect("a signup does not wait");
