@@ -73,12 +73,13 @@ from tenantd.tenant
 where state <> 'deleted';
 
 -- Waits until the tenant is ready, parked (a person must look) or the time is over, and returns its state; null when there is no such tenant.
+-- Without a time (null) it waits as long as by default.
 create or replace function tenantd.wait(key text, timeout interval default '30 seconds') returns text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    deadline constant timestamptz := clock_timestamp() + wait.timeout;
+    deadline constant timestamptz := clock_timestamp() + coalesce(wait.timeout, '30 seconds');
     pause double precision := 0.005;
     seen record;
 begin

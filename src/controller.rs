@@ -143,7 +143,7 @@ impl Controller {
         let config = Arc::clone(&context.config);
         let (context, receiver) = watch::channel(Arc::new(context));
         let (ready, ready_keys) = mpsc::unbounded_channel();
-        let lanes = Lanes::new(config.work.parallel, ready, shared.metrics.clone(), shared.tasks.clone());
+        let lanes = Lanes::new(config.work.parallel, ready.clone(), shared.metrics.clone(), shared.tasks.clone());
         let sweep_now = Arc::new(Notify::new());
         let (offer, bell) = watch::channel(None);
         let allowance = TURN_ALLOWANCE + config.main.connect_timeout;
@@ -161,6 +161,7 @@ impl Controller {
             context: receiver,
             table: installed.table.clone(),
             now: Arc::clone(&sweep_now),
+            ready,
             conditions: shared.conditions.clone(),
             metrics: shared.metrics.clone(),
             beat: beat("sweep"),

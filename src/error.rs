@@ -49,6 +49,10 @@ pub enum Kind {
     Missing,
     /// Another database stands under the name of a tenant that was ready.
     Replaced,
+    /// The server refuses this tenant's database alone: its CONNECTION LIMIT, its owner, a line of pg_hba.conf.
+    Refused,
+    /// `tenant.max` or `tenant.max_per_hour` is reached: no database may be made now.
+    Braked,
     /// The lease was lost: somebody else works on the tenant, or did.
     LeaseLost,
     /// Wrong use, or a setting that cannot be.
@@ -68,13 +72,13 @@ pub enum Class {
     Later,
     /// Parked at once: only a person, or a new migration set, changes anything.
     Park,
-    /// Nothing is recorded: the tenant is somebody else's, or newer than we are.
+    /// Nothing is recorded: the tenant is somebody else's, newer than we are, or has to wait for room.
     Leave,
 }
 
 impl Kind {
     /// Every kind, for tests and for reading the registry.
-    pub const ALL: [Kind; 23] = [
+    pub const ALL: [Kind; 25] = [
         Kind::Unreachable,
         Kind::ReadOnly,
         Kind::TooManyConnections,
@@ -95,6 +99,8 @@ impl Kind {
         Kind::Newer,
         Kind::Missing,
         Kind::Replaced,
+        Kind::Refused,
+        Kind::Braked,
         Kind::LeaseLost,
         Kind::Usage,
         Kind::Other,
@@ -124,6 +130,8 @@ impl Kind {
             Kind::Newer => "newer",
             Kind::Missing => "missing",
             Kind::Replaced => "replaced",
+            Kind::Refused => "refused",
+            Kind::Braked => "braked",
             Kind::LeaseLost => "lease_lost",
             Kind::Usage => "usage",
             Kind::Other => "other",
@@ -146,9 +154,9 @@ impl Kind {
             | Kind::Registry
             | Kind::RegistryNewer => Class::Server,
             Kind::MigrationLocked | Kind::InUse => Class::Soon,
-            Kind::Migration | Kind::Other | Kind::Usage => Class::Later,
+            Kind::Migration | Kind::Refused | Kind::Other | Kind::Usage => Class::Later,
             Kind::BadKey | Kind::Conflict | Kind::Drift | Kind::Missing | Kind::Replaced => Class::Park,
-            Kind::LeaseLost | Kind::Newer => Class::Leave,
+            Kind::LeaseLost | Kind::Newer | Kind::Braked => Class::Leave,
         }
     }
 }

@@ -1,18 +1,43 @@
 //! The lanes: tenants under work at the same time, and what their ends mean for the daemon.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::error::{Error, Kind};
 use crate::intake::tell_once;
+use crate::notices;
 use crate::provision::{Context, Outcome, reconcile};
 use crate::registry::claim::Claim;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
+
+/// Failures of the server in a row, over all lanes.
+#[derive(Debug, Default)]
+struct ServerFailures {
+    /// How many. A tenant that alone meets them again and again counts once: if it is only its database that fails, the others must not
+    /// wait longer and longer.
+    count: u32,
+    /// The tenant that met the first.
+    first: Option<String>,
+    /// Whether another met one too.
+    several: bool,
+}
+
+impl ServerFailures {
+    /// Counts one that `key` met. True for the first.
+    fn add(&mut self, key: &str) -> bool {
+        let first = self.count == 0;
+        self.several |= self.first.get_or_insert_with(|| key.to_owned()) != key;
+        if first || self.several {
+            self.count = self.count.saturating_add(1);
+        }
+        first
+    }
+}
 
 /// Reconciles claimed tenants, as many at a time as `work.parallel` says. Clones share the lanes.
 #[derive(Clone)]
@@ -20,8 +45,7 @@ pub struct Lanes {
     permits: Arc<Semaphore>,
     parallel: usize,
     freed: Arc<Notify>,
-    /// Failures of the server in a row, over all lanes; 0 after any other end.
-    server_failures: Arc<watch::Sender<u32>>,
+    server_failures: Arc<Mutex<ServerFailures>>,
     /// Keys that became ready, for the notice.
     ready: mpsc::UnboundedSender<String>,
     metrics: Metrics,
@@ -36,7 +60,7 @@ impl Lanes {
             permits: Arc::new(Semaphore::new(parallel)),
             parallel,
             freed: Arc::new(Notify::new()),
-            server_failures: Arc::new(watch::Sender::new(0)),
+            server_failures: Arc::default(),
             ready,
             metrics,
             tasks,
@@ -70,7 +94,11 @@ impl Lanes {
     /// Failures of the server in a row.
     #[must_use]
     pub fn server_failures(&self) -> u32 {
-        *self.server_failures.borrow()
+        self.failures().count
+    }
+
+    fn failures(&self) -> MutexGuard<'_, ServerFailures> {
+        self.server_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the work on a claimed tenant. The caller has seen a free lane; nobody else takes them.
@@ -93,10 +121,7 @@ impl Lanes {
         });
         self.metrics.reconciled(&outcome, age, began.elapsed());
         self.tell(&key, &outcome);
-        if let Outcome::Ready { made: true, .. } = outcome {
-            // The receiver is gone only while the daemon stops; the notice is a hint.
-            let _ = self.ready.send(key);
-        }
+        notices::tell_made(&self.ready, &key, &outcome);
         drop(permit);
         self.freed.notify_one();
     }
@@ -104,14 +129,13 @@ impl Lanes {
     /// Logs how the work ended, and counts failures of the server.
     fn tell(&self, key: &str, outcome: &Outcome) {
         if let Outcome::Server(error) = outcome {
-            let failures = self.server_failures() + 1;
-            self.server_failures.send_replace(failures);
-            if failures == 1 {
+            let first = self.failures().add(key);
+            if first {
                 tell_once(error, "the server fails; tenantd waits, and tries again with one tenant at a time");
             }
             return;
         }
-        if self.server_failures.send_replace(0) > 0 {
+        if std::mem::take(&mut *self.failures()).count > 0 {
             tracing::info!("the server works again");
         }
         tell_outcome(key, outcome);
@@ -140,9 +164,27 @@ pub(crate) fn tell_outcome(key: &str, outcome: &Outcome) {
             hint = error.advice(),
             "tenant failing, tried again"
         ),
+        Outcome::Left(error) if error.kind() == Kind::Braked => {
+            tracing::debug!(key, error = error.chain(), "tenant held back");
+        }
         Outcome::Left(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "tenant left alone"),
         Outcome::Server(error) => {
             tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_that_fails_alone_counts_once() {
+        let mut failures = ServerFailures::default();
+        let mut counts = Vec::new();
+        for key in ["a", "a", "a", "b", "a", "b"] {
+            counts.push((failures.add(key), failures.count));
+        }
+        assert_eq!(counts, [(true, 1), (false, 1), (false, 1), (false, 2), (false, 3), (false, 4)]);
     }
 }

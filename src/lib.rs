@@ -74,6 +74,7 @@ pub mod conditions;
 pub mod config;
 pub mod controller;
 pub mod error;
+pub mod fail_points;
 pub mod heartbeat;
 pub mod http;
 pub mod intake;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, Server, Session};
+use crate::provision::Outcome;
 use crate::registry::hand_over::notify_ready;
 
 /// Keys sent in one transaction.
@@ -15,7 +16,16 @@ const AT_ONCE: usize = 100;
 /// A notice that comes later than this is of no use.
 const SENT_WITHIN: Duration = Duration::from_secs(15);
 
-/// Sends a notice for each key that comes, until there can be none any more or `stop`. A notice that cannot be sent is dropped: whoever waits looks at the view.
+/// Hands `key` on to [`send`], if `outcome` made its tenant ready: whichever way it came in, by a ring, a retry or a sweep.
+pub fn tell_made(ready: &mpsc::UnboundedSender<String>, key: &str, outcome: &Outcome) {
+    if let Outcome::Ready { made: true, .. } = outcome {
+        // The receiver is gone only while the process ends; the notice is a hint.
+        let _ = ready.send(key.to_owned());
+    }
+}
+
+/// Sends a notice for each key that comes, until stopped or all senders are gone. A notice that cannot be sent is dropped: whoever waits
+/// looks at the view.
 pub async fn send(
     server: Server,
     application_name: String,

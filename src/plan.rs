@@ -186,3 +186,243 @@ fn pending(desired: &Desired<'_>, applied: &[Recorded]) -> Result<Option<Step>> 
     let versions: Vec<i64> = pending.iter().map(|migration| migration.version).collect();
     Ok((!versions.is_empty()).then_some(Step::Migrate(versions)))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::migrations::Migration;
+    use crate::migrations::tests::migration;
+
+    fn set(versions: &[i64]) -> MigrationSet {
+        let migrations: Vec<Migration> =
+            versions.iter().map(|version| migration(*version, "name", "select 1")).collect();
+        MigrationSet::new("folder", migrations).unwrap()
+    }
+
+    fn desired(set: &MigrationSet) -> Desired<'_> {
+        Desired { name: "tenant_x", owner: "owner", access: "access", set, out_of_order: false }
+    }
+
+    fn applied(set: &MigrationSet) -> Vec<Recorded> {
+        set.entries().into_iter().map(Recorded::from).collect()
+    }
+
+    /// A tenant that has `set` and is as it should be.
+    fn ready(set: &MigrationSet) -> Observed {
+        let database = Database {
+            oid: 7,
+            owner: "owner".to_owned(),
+            ours: true,
+            valid: true,
+            open: true,
+            public: false,
+            applied: Some(applied(set)),
+        };
+        Observed {
+            state: State::Ready,
+            recorded_oid: Some(7),
+            access: Some("access".to_owned()),
+            database: Some(database),
+        }
+    }
+
+    /// [`ready`] with one thing changed.
+    fn changed(set: &MigrationSet, change: impl FnOnce(&mut Observed, &mut Database)) -> Observed {
+        let mut observed = ready(set);
+        let mut database = observed.database.take().unwrap();
+        change(&mut observed, &mut database);
+        observed.database = Some(database);
+        observed
+    }
+
+    fn made() -> Vec<Step> {
+        vec![Step::Make, Step::Grant, Step::Migrate(vec![1, 2]), Step::HandOver]
+    }
+
+    #[test]
+    fn each_state_has_its_steps() {
+        let (one, both) = (set(&[1]), set(&[1, 2]));
+        let nothing = |state| Observed { state, recorded_oid: None, access: None, database: None };
+        let table = [
+            ("as it should be", ready(&both), vec![]),
+            ("not there yet", nothing(State::Requested), made()),
+            ("there once, asked for anew", Observed { recorded_oid: Some(7), ..nothing(State::Requested) }, made()),
+            ("not whole", changed(&both, |_, database| database.valid = false), vec![Step::DropInvalid]),
+            (
+                "not whole, and nothing else is right",
+                changed(&both, |_, database| {
+                    *database = Database { valid: false, open: false, public: true, applied: None, ..database.clone() };
+                }),
+                vec![Step::DropInvalid],
+            ),
+            ("lost by the registry", changed(&both, |seen, _| seen.recorded_oid = None), vec![Step::TakeBack]),
+            ("open to PUBLIC", changed(&both, |_, database| database.public = true), vec![Step::Close]),
+            ("another's", changed(&both, |_, database| database.owner = "x".to_owned()), vec![Step::Own]),
+            (
+                "closed: the inside is for the next look",
+                changed(&both, |seen, database| {
+                    (seen.access, database.open, database.applied) = (None, false, None);
+                }),
+                vec![Step::Open],
+            ),
+            ("other rights", changed(&both, |seen, _| seen.access = Some("old".to_owned())), vec![Step::Grant]),
+            ("behind", ready(&one), vec![Step::Migrate(vec![2])]),
+            (
+                "all at once, in an order that never shows it half done",
+                changed(&one, |seen, database| {
+                    (seen.recorded_oid, seen.access) = (None, None);
+                    (database.public, database.owner) = (true, "x".to_owned());
+                }),
+                vec![Step::TakeBack, Step::Close, Step::Own, Step::Grant, Step::Migrate(vec![2])],
+            ),
+            (
+                "a migration was begun",
+                changed(&both, |_, database| database.applied.as_mut().unwrap()[1].finished = false),
+                vec![Step::Migrate(vec![2])],
+            ),
+        ];
+        for (what, observed, steps) in table {
+            assert_eq!(plan(&desired(&both), &observed).unwrap(), steps, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_touched_is_told_apart() {
+        let both = set(&[1, 2]);
+        let absent = Observed { database: None, ..ready(&both) };
+        let table = [
+            ("gone", absent, Kind::Missing),
+            ("somebody else's", changed(&both, |_, database| database.ours = false), Kind::Conflict),
+            (
+                "somebody else's, and not whole",
+                changed(&both, |_, database| (database.ours, database.valid) = (false, false)),
+                Kind::Conflict,
+            ),
+            ("in the place of ours", changed(&both, |_, database| database.oid = 8), Kind::Replaced),
+            (
+                "in the place of ours, with another's marker",
+                changed(&both, |_, database| (database.oid, database.ours) = (8, false)),
+                Kind::Replaced,
+            ),
+            ("newer", ready(&set(&[1, 2, 3])), Kind::Newer),
+            ("vanished from the middle", ready(&set(&[1, 2])), Kind::Drift),
+            (
+                "changed",
+                changed(&both, |_, database| database.applied.as_mut().unwrap()[0].entry.checksum = "x".to_owned()),
+                Kind::Drift,
+            ),
+        ];
+        let without_two = set(&[1, 3]);
+        for (what, observed, kind) in table {
+            let set = if what.starts_with("vanished") { &without_two } else { &both };
+            let error = plan(&desired(set), &observed).unwrap_err();
+            assert_eq!(error.kind(), kind, "{what}: {}", error.chain());
+            assert!(error.advice().is_some(), "{what}: nothing says what to do");
+        }
+    }
+
+    #[test]
+    fn out_of_order_is_refused_unless_it_is_wanted() {
+        let (all, observed) = (set(&[1, 2, 3]), ready(&set(&[1, 3])));
+        assert_eq!(plan(&desired(&all), &observed).unwrap_err().kind(), Kind::Drift);
+        let desired = Desired { out_of_order: true, ..desired(&all) };
+        assert_eq!(plan(&desired, &observed).unwrap(), [Step::Migrate(vec![2])]);
+    }
+
+    #[test]
+    fn the_advice_for_a_lost_database_is_whole_sql() {
+        let both = set(&[1, 2]);
+        let error = plan(&desired(&both), &Observed { database: None, ..ready(&both) }).unwrap_err();
+        let advice = error.advice().unwrap().split_once("instead: ").unwrap().1;
+        assert_eq!(
+            advice,
+            "update tenantd.tenant set state = 'requested', work = 'due', due_at = now(), database_oid = null where name = 'tenant_x'"
+        );
+    }
+
+    #[test]
+    fn steps_read_well() {
+        let shown: Vec<String> = made().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["make", "grant", "migrate to 1, 2", "hand over"]);
+        for step in [Step::DropInvalid, Step::TakeBack, Step::Close, Step::Own, Step::Open] {
+            assert_eq!(step.to_string(), step.word().replace('_', " "));
+        }
+    }
+
+    /// What `step` does, as far as an observer sees.
+    fn apply(desired: &Desired<'_>, observed: &mut Observed, step: &Step) {
+        if matches!(step, Step::Make) {
+            observed.database = ready(&set(&[1])).database;
+            observed.database.as_mut().unwrap().applied = Some(vec![]);
+        }
+        let database = observed.database.as_mut().unwrap();
+        match step {
+            Step::Make => {}
+            Step::DropInvalid => (observed.database, observed.recorded_oid) = (None, None),
+            Step::Grant => observed.access = Some(desired.access.to_owned()),
+            Step::Migrate(_) => database.applied = Some(applied(desired.set)),
+            Step::HandOver => (observed.state, observed.recorded_oid) = (State::Ready, Some(database.oid)),
+            Step::TakeBack => observed.recorded_oid = Some(database.oid),
+            Step::Close => database.public = false,
+            Step::Own => database.owner = desired.owner.to_owned(),
+            Step::Open => (database.open, database.applied) = (true, Some(applied(&set(&[1])))),
+        }
+    }
+
+    prop_compose! {
+        fn any_observed()(
+            requested: bool, known: bool, granted: bool, there: bool,
+            owned: bool, valid: bool, open: bool, public: bool, behind: bool,
+        ) -> Observed {
+            let have = if behind { set(&[1]) } else { set(&[1, 2, 5]) };
+            changed(&have, |seen, database| {
+                seen.state = if requested { State::Requested } else { State::Ready };
+                seen.recorded_oid = known.then_some(7);
+                seen.access = granted.then(|| "access".to_owned());
+                if !owned { "x".clone_into(&mut database.owner); }
+                (database.valid, database.open, database.public) = (valid, open, public);
+                if !open || !valid { database.applied = None; }
+            }).with(there)
+        }
+    }
+
+    impl Observed {
+        fn with(mut self, there: bool) -> Observed {
+            if !there {
+                self.database = None;
+            }
+            self
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_desired_needs_nothing(versions in proptest::collection::btree_set(1_i64..1000, 1..20)) {
+            let set = set(&versions.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(plan(&desired(&set), &ready(&set)).unwrap(), []);
+        }
+
+        #[test]
+        fn the_steps_lead_to_what_is_desired(mut observed in any_observed()) {
+            let set = set(&[1, 2, 5]);
+            let desired = desired(&set);
+            for look in 0.. {
+                match plan(&desired, &observed) {
+                    Ok(steps) if steps.is_empty() => break,
+                    Ok(steps) => steps.iter().for_each(|step| apply(&desired, &mut observed, step)),
+                    Err(error) => {
+                        // Gone while the application relies on it: the one thing here that a person decides.
+                        prop_assert_eq!((error.kind(), observed.state), (Kind::Missing, State::Ready));
+                        prop_assert!(observed.database.is_none());
+                        return Ok(());
+                    }
+                }
+                prop_assert!(look < 4, "no rest: {:?}", observed);
+            }
+            prop_assert_eq!(observed.database, ready(&set).database);
+        }
+    }
+}

@@ -9,12 +9,14 @@ use tracing::Instrument;
 
 use crate::config::Config;
 use crate::error::{Class, Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Again, Claim, Done};
+use crate::registry::hand_over::Stray;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
 use crate::retry::{Next, Schedule};
@@ -25,6 +27,10 @@ const LOOKS: usize = 4;
 
 /// Others come first after the server failed one tenant: it may be this tenant's database alone that the server refuses.
 const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
+
+/// A tenant that the brakes stopped comes back after about this time, left to chance so that two that stopped each other do not meet again.
+const AFTER_BRAKE: Schedule =
+    Schedule { first: Duration::from_secs(2), max: Duration::from_secs(3), attempts: u32::MAX };
 
 /// After this time a CREATE DATABASE that outlived its daemon cannot still be running: it has a `statement_timeout` of a minute.
 const FORGET_SPARES_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -61,7 +67,7 @@ pub enum Outcome {
         /// Whether it is out of tries.
         parked: bool,
     },
-    /// Nothing was recorded: the lease went to somebody else, or the tenant is newer than we are.
+    /// Nothing was recorded: the lease went to somebody else, the tenant is newer than we are, or the brakes hold it back.
     Left(Error),
     /// The server's failure: no tenant is to blame, and every other would meet it too.
     Server(Error),
@@ -154,11 +160,8 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {
     let at = |step: &'static str| move |error: Error| Failure { error, step };
-    let name = database_name(&context.config.tenant.prefix, &claim.key).map_err(at("name"))?;
-    if claim.name.as_deref() != Some(&name) {
-        context.registry.give_name(&claim, &name).await.map_err(at("name"))?;
-        claim.name = Some(name.clone());
-    }
+    reach(Point::Claimed);
+    let name = name(context, &mut claim).await.map_err(at("name"))?;
     let access = context.access();
     let desired = Desired {
         name: &name,
@@ -175,6 +178,18 @@ async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> st
     result
 }
 
+/// The name of the tenant's database: given once, kept also when `tenant.prefix` changes.
+async fn name(context: &Context, claim: &mut Claim) -> Result<String> {
+    if let Some(name) = &claim.name {
+        return Ok(name.clone());
+    }
+    let name = database_name(&context.config.tenant.prefix, &claim.key)?;
+    context.registry.give_name(claim, &name).await?;
+    claim.name = Some(name.clone());
+    reach(Point::Named);
+    Ok(name)
+}
+
 /// Observe, plan, apply, until nothing is left to do.
 async fn approach(
     context: &Context,
@@ -186,7 +201,8 @@ async fn approach(
     let at = |step: &'static str| move |error: Error| Failure { error, step };
     let mut migrated = Vec::new();
     for _ in 0..LOOKS {
-        let observed = isolation.observe(claim, desired).await.map_err(at("observe"))?;
+        let observed = isolation.observe(claim, desired).await.map_err(of_tenant).map_err(at("observe"))?;
+        let here = observed.database.is_some();
         let steps = plan(desired, &observed).map_err(at("plan"))?;
         let done = Done {
             version: Some(desired.set.newest_version()),
@@ -195,13 +211,18 @@ async fn approach(
             migrated: !migrated.is_empty(),
         };
         if steps.is_empty() {
+            reach(Point::Looked);
             context.registry.record_done(claim, &done).await.map_err(at("record"))?;
             return Ok(Outcome::Ready { made: false, migrated });
         }
         for step in &steps {
             still_leased(claim, until).map_err(at(step.word()))?;
             let span = tracing::debug_span!("step", step = step.word());
-            isolation.apply(claim, desired, step, &done).instrument(span).await.map_err(at(step.word()))?;
+            if *step == Step::Make {
+                brake(context).await.map_err(at(step.word()))?;
+            }
+            let applied = isolation.apply(claim, desired, step, &done).instrument(span).await;
+            applied.map_err(|error| if here { of_tenant(error) } else { error }).map_err(at(step.word()))?;
             match step {
                 Step::Migrate(versions) => migrated.extend(versions),
                 Step::HandOver => return Ok(Outcome::Ready { made: true, migrated }),
@@ -218,6 +239,25 @@ async fn approach(
     )))
 }
 
+/// Refuses to make a database that the brakes do not allow.
+///
+/// Whoever claims looks at the brakes too, but a moment earlier: two daemons, or a sweep beside the intake, could see the same room. Here
+/// each is counted among those being made, so that together they never go beyond; at worst both step back, and one is quicker next time.
+async fn brake(context: &Context) -> Result<()> {
+    let counted = context.registry.room().await?;
+    let (max, per_hour) = (i64::from(context.config.tenant.max), i64::from(context.config.tenant.max_per_hour));
+    if counted.tenants > max || per_hour > 0 && counted.last_hour > per_hour {
+        return Err(Error::new(Kind::Braked, "tenant.max or tenant.max_per_hour is reached"));
+    }
+    Ok(())
+}
+
+/// A right that is missing on a database that stands is this tenant's matter: somebody changed its owner or its rights. What is missing to
+/// make one is missing for all.
+fn of_tenant(error: Error) -> Error {
+    if error.kind() == Kind::Rights { error.with_kind(Kind::Refused) } else { error }
+}
+
 fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
     if Instant::now() < *until.lock().unwrap_or_else(PoisonError::into_inner) {
         return Ok(());
@@ -229,23 +269,18 @@ fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
 async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) -> Error {
     loop {
         tokio::time::sleep(claim.lease / 3).await;
-        let left = until.lock().unwrap_or_else(PoisonError::into_inner).saturating_duration_since(Instant::now());
-        let renewed = tokio::time::timeout(left, registry.renew(claim)).await.unwrap_or_else(|_| {
-            Err(Error::new(
-                Kind::LeaseLost,
-                format!("the lease on tenant {} ran out while it was being renewed", claim.key),
-            ))
-        });
-        match renewed {
-            Ok(renewed) => *until.lock().unwrap_or_else(PoisonError::into_inner) = renewed,
-            Err(error) if error.kind() == Kind::LeaseLost => return error,
-            Err(error) => {
+        let end = *until.lock().unwrap_or_else(PoisonError::into_inner);
+        // A server that does not answer must not keep the work going beyond the lease.
+        match tokio::time::timeout_at(end.into(), registry.renew(claim)).await {
+            Ok(Ok(renewed)) => *until.lock().unwrap_or_else(PoisonError::into_inner) = renewed,
+            Ok(Err(error)) if error.kind() == Kind::LeaseLost => return error,
+            Ok(Err(error)) => {
                 tracing::debug!(error = error.chain(), "the lease could not be renewed; tried again");
-                if still_leased(claim, until).is_err() {
-                    return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key))
-                        .because(error);
+                if let Err(lost) = still_leased(claim, until) {
+                    return lost.because(error);
                 }
             }
+            Err(_) => return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)),
         }
     }
 }
@@ -258,8 +293,10 @@ async fn fail(context: &Context, claim: &Claim, Failure { error, step }: Failure
             return Outcome::Server(error.context(step));
         }
         Class::Leave => {
-            if error.kind() == Kind::Newer {
-                give_back(context, claim, context.config.sweep.every).await;
+            match error.kind() {
+                Kind::Newer => give_back(context, claim, context.config.sweep.every).await,
+                Kind::Braked => give_back(context, claim, AFTER_BRAKE.delay(1)).await,
+                _ => {}
             }
             return Outcome::Left(error);
         }
@@ -283,21 +320,30 @@ async fn give_back(context: &Context, claim: &Claim, after: Duration) {
     }
 }
 
-/// Drops databases under random names that no live claim is making: what died daemons left.
+/// Drops databases under random names that no live claim is making: what died daemons left. Returns how many.
+///
+/// A young name is not forgotten: a CREATE DATABASE that outlived its daemon may still bring its database about.
 ///
 /// # Errors
 /// The main database cannot be reached. A spare that cannot be dropped now is tried again by the next sweep.
 pub async fn drop_strays(registry: &Registry) -> Result<u64> {
     let mut dropped = 0;
-    for (spare, forget) in registry.stray_spares(FORGET_SPARES_AFTER).await? {
-        let session = registry.session().await?;
-        if let Err(error) = crate::pg::admin::drop_database(&session, &spare).await {
-            tracing::warn!(spare, error = error.chain(), "a half-made database could not be dropped");
-            continue;
+    for Stray { name, old, there } in registry.stray_spares(FORGET_SPARES_AFTER).await? {
+        if there {
+            let session = registry.session().await?;
+            if let Err(error) = crate::pg::admin::drop_database(&session, &name).await {
+                tracing::warn!(
+                    spare = name,
+                    error = error.chain(),
+                    hint = error.advice(),
+                    "a half-made database could not be dropped"
+                );
+                continue;
+            }
+            dropped += 1;
         }
-        dropped += 1;
-        if forget {
-            registry.forget_spare(&spare).await?;
+        if old {
+            registry.forget_spare(&name).await?;
         }
     }
     Ok(dropped)

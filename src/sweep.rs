@@ -94,6 +94,7 @@ impl Report {
             }
             Outcome::Failed { error, parked } => self.failed.push(Failed { key, error, parked }),
             Outcome::Left(error) if error.kind() == Kind::Newer => self.newer += 1,
+            Outcome::Left(error) if error.kind() == Kind::Braked => self.braked += 1,
             Outcome::Left(_) => self.busy += 1,
             Outcome::Server(error) => self.failed.push(Failed { key, error, parked: false }),
         }
@@ -128,8 +129,8 @@ pub async fn sweep(
         return Err(Error::new(Kind::Drift, context.relations.refused.join(" "))
             .context("the migration set is refused, no tenant is touched"));
     }
-    match in_time(context.registry.request_missing(table)).await {
-        Ok(requested) => report.requested = requested,
+    match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
+        Ok(missing) => report.requested = if missing.held { 0 } else { missing.users },
         Err(error) if error.kind() == Kind::Rights => report.unread = Some(error),
         Err(error) => return Err(error),
     }
@@ -140,6 +141,8 @@ pub async fn sweep(
     } else {
         context.registry.count_newer(&context.relations.newer).await?
     };
+    let (busy, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.busy);
+    report.busy = busy.len();
     let keys = brake(context, candidates, &mut report).await?;
     report.chosen = keys.len();
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;

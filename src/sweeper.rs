@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conditions::Conditions;
 use crate::error::{Kind, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::tell_outcome;
+use crate::notices;
 use crate::provision::{Context, Outcome};
 use crate::registry::signup::Table;
 use crate::sweep::{Report, Run, sweep};
@@ -27,6 +28,8 @@ pub struct Sweeper {
     pub table: Table,
     /// Asks for a sweep now: after a reload.
     pub now: Arc<Notify>,
+    /// Hears of each key that became ready, for the notice.
+    pub ready: mpsc::UnboundedSender<String>,
     /// What readiness depends on.
     pub conditions: Conditions,
     /// Counts sweeps.
@@ -58,9 +61,11 @@ impl Sweeper {
     async fn sweep_while_beating(&mut self, context: &Arc<Context>) -> Result<Report> {
         self.mend_installation(context).await;
         let run = Run { by_hand: false, stop: self.stop.child_token() };
+        let ready = self.ready.clone();
         let tell = |key: &str, outcome: Option<&Outcome>, _: usize, _: usize| {
             if let Some(outcome) = outcome {
                 tell_outcome(key, outcome);
+                notices::tell_made(&ready, key, outcome);
             }
         };
         let mut sweeping = std::pin::pin!(sweep(context, &self.table, &self.tasks, &run, tell));

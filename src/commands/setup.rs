@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::identity::Moved;
-use crate::registry::install::{self, Installed, Wishes};
-use crate::registry::{Registry, Worker, signup};
+use crate::registry::install::{Installed, Wishes};
+use crate::registry::{Registry, Worker, print as printed, signup};
 
 /// Installs and says what was done and what a person should know.
 ///
@@ -28,10 +28,10 @@ pub async fn run(
     out: &mut impl Write,
 ) -> Result<ExitStatus> {
     if arguments.print_sql {
-        return print_sql(server, config, out).await;
+        return print_sql(server, config, json, out).await;
     }
     if arguments.remove {
-        return remove(server, arguments.yes, out).await;
+        return remove(server, arguments.yes, json, out).await;
     }
     let wishes = Wishes {
         backfill: arguments.backfill || config.signup.backfill,
@@ -80,21 +80,30 @@ fn print(installed: &Installed, set: &MigrationSet, out: &mut impl Write) -> Res
 }
 
 /// Without a connection the signup table is taken for an ordinary one.
-async fn print_sql(server: &Server, config: &Config, out: &mut impl Write) -> Result<ExitStatus> {
-    let by_row = match server.connect(None, "tenantd:setup").await {
-        Ok(session) => signup::inspect(&session, &config.signup).await.is_ok_and(|table| table.by_row),
-        Err(_) => false,
+async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
+    let table = match server.connect(None, "tenantd:setup").await {
+        Ok(session) => signup::inspect(&session, &config.signup).await.ok(),
+        Err(_) => None,
     };
-    output::text(out, &install::sql(config, by_row, config.signup.notify.unwrap_or(true))?)?;
+    let sql = printed::sql(config, table.as_ref(), config.signup.notify.unwrap_or(true))?;
+    if json {
+        output::object(out, &json!({ "sql": sql }))?;
+    } else {
+        output::text(out, &sql)?;
+    }
     Ok(ExitStatus::Well)
 }
 
-async fn remove(server: &Server, yes: bool, out: &mut impl Write) -> Result<ExitStatus> {
+async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     if !yes && !confirmed()? {
         return Err(Error::usage("nothing was removed"));
     }
     Registry::remove(server).await?;
-    output::text(out, "removed schema tenantd with registry, function and trigger; the tenants' databases stay\n")?;
+    if json {
+        output::object(out, &json!({ "removed": ["schema tenantd"] }))?;
+    } else {
+        output::text(out, "removed schema tenantd with registry, function and trigger; the tenants' databases stay\n")?;
+    }
     Ok(ExitStatus::Well)
 }
 

@@ -3,11 +3,15 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
 
 use super::{progress, report};
 use crate::config::Config;
 use crate::error::Result;
 use crate::migrations::MigrationSet;
+use crate::notices;
 use crate::pg::Server;
 use crate::provision::Context;
 use crate::registry::identity::Moved;
@@ -16,6 +20,9 @@ use crate::registry::{Registry, Worker};
 use crate::shutdown::Requests;
 use crate::sweep::{Run, sweep};
 use crate::tasks::Tasks;
+
+/// How long the last notices may take; they are hints, and a stuck NOTIFY must not keep a sweep from its end.
+const LAST_NOTICES: Duration = Duration::from_secs(5);
 
 /// Installs what is missing, sweeps once, and reports. A first SIGINT or SIGTERM ends it after the tenants in hand, a second at once.
 ///
@@ -37,14 +44,24 @@ pub async fn run(
     let requests = Requests::of_process(tasks)?;
     let run = Run { by_hand: true, stop: requests.stop.clone() };
     let bar = progress::Bar::new();
+    let (ready, ready_keys) = mpsc::unbounded_channel();
+    let sending = notices::send(server.clone(), worker.application_name.clone(), ready_keys, tasks.cancelled());
+    let noticing = tasks.spawn("notices", sending);
     let sweeping = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| {
         bar.ended(key, outcome, ended, chosen);
+        if let Some(outcome) = outcome {
+            notices::tell_made(&ready, key, outcome);
+        }
     });
     let swept = tokio::select! {
         swept = sweeping => swept,
         code = requests.forced() => return Ok(code.into()),
     };
     bar.finish();
+    drop(ready);
+    if tokio::time::timeout(LAST_NOTICES, noticing).await.is_err() {
+        tracing::debug!("the last notices were not sent in time");
+    }
     context.registry.release_all().await?;
     Ok(report::print(&swept?, json, out)?.into())
 }

@@ -30,6 +30,10 @@ impl Sources {
     /// The process's own environment and [`DEFAULT_FILE`]. The only place of the crate that reads the environment.
     #[must_use]
     pub fn of_process() -> Self {
+        #[cfg(debug_assertions)]
+        if let Ok(point) = std::env::var("TENANTD_FAIL_POINT") {
+            crate::fail_points::arm(&point);
+        }
         Sources::of(std::env::vars_os())
     }
 

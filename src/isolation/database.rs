@@ -4,7 +4,8 @@
 
 use super::Isolation;
 use crate::config;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Database, Desired, Observed, Step};
@@ -25,26 +26,49 @@ pub struct DatabaseIsolation<'a> {
     inside: Option<Session>,
     /// The random name of the database in the making.
     spare: Option<String>,
+    /// Whether the server may be making that database still, since it gave no answer.
+    unsure: bool,
 }
 
 impl<'a> DatabaseIsolation<'a> {
     /// Begins work on one tenant.
     #[must_use]
     pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant) -> Self {
-        DatabaseIsolation { server, registry, settings, inside: None, spare: None }
+        DatabaseIsolation { server, registry, settings, inside: None, spare: None, unsure: false }
     }
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
         if self.inside.is_none() {
             let application_name = format!("tenantd:{}", claim.key);
-            let session = self
-                .server
-                .connect(Some(name), &application_name)
-                .await
-                .map_err(|error| error.context(format!("connect to database {name:?}")))?;
-            self.inside = Some(session);
+            match self.server.connect(Some(name), &application_name).await {
+                Ok(session) => self.inside = Some(session),
+                Err(error) => {
+                    let error = error.context(format!("connect to database {name:?}"));
+                    return Err(self.blame(error, &application_name).await);
+                }
+            }
         }
         Ok(self.inside.as_mut().expect("connected above"))
+    }
+
+    /// Whose failure it is that the server refused a connection to the tenant: the tenant's alone, if the main database takes one.
+    ///
+    /// Without this, one database with its CONNECTION LIMIT reached would look like a server that is full, and make all others wait.
+    async fn blame(&self, error: Error, application_name: &str) -> Error {
+        let refused = matches!(
+            error.kind(),
+            Kind::TooManyConnections | Kind::Shortage | Kind::Login | Kind::Rights | Kind::ReadOnly | Kind::Tls
+        );
+        if !refused || self.spare.is_some() {
+            return error;
+        }
+        match self.server.connect(None, application_name).await {
+            Ok(session) => {
+                session.close().await;
+                error.with_kind(Kind::Refused)
+            }
+            Err(_) => error,
+        }
     }
 
     async fn leave(&mut self) {
@@ -58,15 +82,21 @@ impl<'a> DatabaseIsolation<'a> {
         let spare = spare_name();
         self.registry.announce_spare(claim, &spare).await?;
         self.spare = Some(spare.clone());
+        reach(Point::Announced);
         let session = self.registry.session().await?;
-        admin::create_database(&session, &spare, desired.owner).await?;
+        let created = admin::create_database(&session, &spare, desired.owner).await;
+        self.unsure = created.as_ref().is_err_and(|error| error.kind() == Kind::Unreachable);
+        created?;
+        reach(Point::Made);
         session
             .batch_execute(&format!(
                 "revoke connect, temporary on database {name} from public; alter database {name} with allow_connections true",
                 name = quote::identifier(&spare)
             ))
             .await
-            .doing(|| format!("shut PUBLIC out of database {spare:?}"))
+            .doing(|| format!("shut PUBLIC out of database {spare:?}"))?;
+        reach(Point::Opened);
+        Ok(())
     }
 
     /// Lets the roles that use the tenant work on what its owner makes, and on what it has made already.
@@ -79,6 +109,7 @@ impl<'a> DatabaseIsolation<'a> {
         if self.spare.is_none() {
             self.registry.mend_database(claim, &name, &connect).await?;
         }
+        reach(Point::Granted);
         Ok(())
     }
 
@@ -98,6 +129,7 @@ impl<'a> DatabaseIsolation<'a> {
         };
         let session = self.session(claim, &name).await?;
         executor.apply(session, || server.connect(Some(&name), &application_name)).await?;
+        reach(Point::Migrated);
         Ok(())
     }
 
@@ -111,6 +143,7 @@ impl<'a> DatabaseIsolation<'a> {
                 .await
                 .doing(|| format!("close the database {spare:?}"))?;
             admin::wait_until_empty(&session, &spare).await?;
+            reach(Point::Closed);
         }
         let connect: Vec<String> =
             self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
@@ -190,7 +223,8 @@ impl Isolation for DatabaseIsolation<'_> {
         let Some(spare) = self.spare.take() else { return };
         let dropped = async {
             admin::drop_database(&*self.registry.session().await?, &spare).await?;
-            self.registry.forget_spare(&spare).await
+            // Its name must stay written down as long as the database may still come about.
+            if self.unsure { Ok(()) } else { self.registry.forget_spare(&spare).await }
         };
         if let Err(error) = dropped.await {
             tracing::debug!(spare, error = error.chain(), "a half-made database stays until the next sweep");
@@ -205,30 +239,44 @@ fn grants(owner: &str, roles: &[String]) -> String {
     }
     let owner = quote::identifier(owner);
     let roles = roles.iter().map(|role| quote::identifier(role)).collect::<Vec<_>>().join(", ");
-    let quoted_roles = quote::literal(&roles);
     format!(
         "alter default privileges for role {owner} grant usage on schemas to {roles};
          alter default privileges for role {owner} grant select, insert, update, delete on tables to {roles};
          alter default privileges for role {owner} grant usage, select on sequences to {roles};
-         do $tenantd$
-         declare
-             space name;
-             roles constant text := {quoted_roles};
-         begin
-             for space in select nspname from pg_namespace
-                          where nspname !~ '^pg_' and nspname <> 'information_schema' and pg_has_role(nspowner, 'usage')
-             loop
-                 execute format('grant usage on schema %I to %s', space, roles);
-                 execute format('grant select, insert, update, delete on all tables in schema %I to %s', space, roles);
-                 execute format('grant usage, select on all sequences in schema %I to %s', space, roles);
-             end loop;
-             if to_regclass('public.tenantd_migration') is not null then
-                 execute format('revoke insert, update, delete, truncate on public.tenantd_migration from %s', roles);
-             end if;
-         end
-         $tenantd$;"
+         set tenantd.roles = {as_text};
+         {ON_WHAT_IS_THERE}
+         reset tenantd.roles;",
+        as_text = quote::literal(&roles)
     )
 }
+
+/// What others made in the tenant is theirs to share: one table of an administrator's must not stop a GRANT on all of a schema.
+const ON_WHAT_IS_THERE: &str = "
+do $tenantd$
+declare
+    target record;
+    roles constant text := current_setting('tenantd.roles');
+begin
+    for target in select nspname from pg_namespace
+                  where nspname !~ '^pg_' and nspname <> 'information_schema' and pg_has_role(nspowner, 'usage')
+    loop
+        execute format('grant usage on schema %I to %s', target.nspname, roles);
+    end loop;
+    for target in select n.nspname, c.relname, c.relkind, c.oid = to_regclass('public.tenantd_migration') as history
+                  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                  where n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+                    and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and pg_has_role(c.relowner, 'usage')
+    loop
+        if target.relkind = 'S' then
+            execute format('grant usage, select on sequence %I.%I to %s', target.nspname, target.relname, roles);
+        elsif target.history then
+            execute format('grant select on %I.%I to %s', target.nspname, target.relname, roles);
+        else
+            execute format('grant select, insert, update, delete on %I.%I to %s', target.nspname, target.relname, roles);
+        end if;
+    end loop;
+end
+$tenantd$;";
 
 fn connect_grants(name: &str, settings: &config::Tenant) -> String {
     let name = quote::identifier(name);

@@ -135,7 +135,14 @@ impl Attempt<'_> {
         if let Some(password) = &self.password {
             config.password(password.expose_secret());
         }
-        let options = [self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        // Nothing of ours is looked for outside pg_catalog unless its schema is named. In a role's or public's own schema somebody may have
+        // made an operator that fits the types better, and it would run as us. Tenants keep theirs: their migrations may rely on it.
+        let search_path = self.main.then(|| "-c search_path=pg_catalog,pg_temp".to_owned());
+        let options = [search_path, self.server_keepalives(), options.clone()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ");
         if !options.is_empty() {
             config.options(options);
         }

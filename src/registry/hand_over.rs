@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Transaction};
 use super::Registry;
 use super::claim::{Claim, Done, fenced};
 use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::pg::{Doing, quote};
 use crate::tenant::Marker;
 
@@ -25,6 +26,17 @@ pub struct HandOver<'a> {
     pub connect: &'a [String],
     /// What it holds.
     pub done: &'a Done,
+}
+
+/// A random name that nobody is making a database under any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The name.
+    pub name: String,
+    /// Whether it was written down long ago.
+    pub old: bool,
+    /// Whether there is a database of that name.
+    pub there: bool,
 }
 
 impl Registry {
@@ -66,6 +78,7 @@ impl Registry {
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| "begin the hand-over".to_owned())?;
         let oid = self.fence(&transaction, claim, hand_over.spare).await?;
+        reach(Point::Fenced);
         let statements = self.statements(claim, hand_over);
         transaction
             .batch_execute(&statements)
@@ -75,8 +88,12 @@ impl Registry {
                 Some("42P04") => error.with_kind(Kind::Conflict),
                 _ => error,
             })?;
+        reach(Point::Renamed);
         record_ready(&transaction, claim, hand_over, oid).await?;
-        transaction.commit().await.doing(|| "commit the hand-over".to_owned())
+        reach(Point::Recorded);
+        transaction.commit().await.doing(|| "commit the hand-over".to_owned())?;
+        reach(Point::HandedOver);
+        Ok(())
     }
 
     /// Locks the tenant's row for this attempt and returns the spare's oid.
@@ -133,25 +150,32 @@ impl Registry {
         Ok(())
     }
 
-    /// Names of the spares that no live claim is making, each with whether it may be forgotten once it is dropped.
-    ///
-    /// A young one is dropped but not forgotten: a CREATE DATABASE that outlived its daemon may still bring it about.
+    /// The spares that no live claim is making.
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn stray_spares(&self, forget_after: Duration) -> Result<Vec<(String, bool)>> {
+    pub async fn stray_spares(&self, old_after: Duration) -> Result<Vec<Stray>> {
         let rows = self
             .session()
             .await?
             .query_typed(
-                "select s.name, s.created_at < now() - $1 * interval '1 second' as old from tenantd.spare s
+                "select s.name, s.created_at < now() - $1 * interval '1 second' as old,
+                        exists (select from pg_database d where d.datname = s.name) as there
+                 from tenantd.spare s
                  where not exists (select from tenantd.tenant t
                                    where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())",
-                &[(&forget_after.as_secs_f64(), Type::FLOAT8)],
+                &[(&old_after.as_secs_f64(), Type::FLOAT8)],
             )
             .await
             .doing(|| "look for spares that nobody is making".to_owned())?;
-        rows.iter().map(|row| Ok((super::field(row, "name")?, super::field(row, "old")?))).collect()
+        let read = |row| {
+            Ok(Stray {
+                name: super::field(row, "name")?,
+                old: super::field(row, "old")?,
+                there: super::field(row, "there")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     /// Moves a tenant's database that must go to a random name, so that the DROP DATABASE to come can only ever meet that name.
@@ -180,7 +204,9 @@ impl Registry {
             ))
             .await
             .doing(|| format!("rename the database {name:?} to {aside:?}"))?;
-        transaction.commit().await.doing(|| format!("set the database {name:?} aside"))
+        transaction.commit().await.doing(|| format!("set the database {name:?} aside"))?;
+        reach(Point::SetAside);
+        Ok(())
     }
 
     /// Changes a tenant's database from outside (owner, rights, open) in one fenced transaction that checks the marker.
@@ -193,7 +219,9 @@ impl Registry {
         self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
         transaction.batch_execute(statements).await.doing(|| format!("mend the database {name:?}"))?;
-        transaction.commit().await.doing(|| format!("mend the database {name:?}"))
+        transaction.commit().await.doing(|| format!("mend the database {name:?}"))?;
+        reach(Point::Mended);
+        Ok(())
     }
 
     /// Takes a marked database back into a registry that lost its row: name and oid are recorded, nothing else.
@@ -212,7 +240,9 @@ impl Registry {
             )
             .await
             .doing(|| format!("record the database {name:?}"))?;
-        transaction.commit().await.doing(|| format!("take the database {name:?} back"))
+        transaction.commit().await.doing(|| format!("take the database {name:?} back"))?;
+        reach(Point::TakenBack);
+        Ok(())
     }
 
     async fn must_be_ours(&self, client: &Transaction<'_>, claim: &Claim, name: &str) -> Result<()> {

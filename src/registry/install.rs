@@ -3,14 +3,13 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::identity::{self, Moved};
+use super::identity::{self, Identity, Moved};
 use super::signup::{self, Table, Trigger};
-use super::{Registry, Worker, field};
+use super::{Registry, Worker, field, grants};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
 use crate::pg::{Doing, Executor, History, Server, migrate, quote};
-use crate::tenant::Work;
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +33,8 @@ pub struct Installed {
     pub notes: Vec<String>,
 }
 
-const TABLES: [&str; 4] = ["registry", "tenant", "migration_set", "spare"];
+const TABLES: [&str; 5] = ["registry", "tenant", "migration_set", "spare", "tenants"];
+const FUNCTIONS: [&str; 2] = ["wait(text, interval)", "request_again(text[])"];
 
 impl Registry {
     /// Installs what is missing and opens the registry for `worker`.
@@ -56,19 +56,23 @@ impl Registry {
         let mut notes = Vec::new();
         lock_installation(&session).await?;
         let table = signup::inspect(&session, &config.signup).await?;
+        grants::check_roles(&session, config).await?;
         make_schema(&session, &mut changes).await?;
-        let (id, held) = make_registry(server, &mut session, wishes.moved, &mut changes).await?;
-        let notify = put_trigger(&session, config, &table, &mut changes, &mut notes).await?;
-        if !held {
-            hold_users(&mut session, &table, &config.tenant.prefix, &mut changes, &mut notes).await?;
+        let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
+        let notify = decide_notify(&session, config, &mut notes).await?;
+        if !is_newer(&session).await? {
+            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
         }
-        grant(&session, config, &mut notes).await?;
+        if !identity.users_held {
+            hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
+        }
+        grants::grant(&session, config, &mut changes, &mut notes).await?;
         if wishes.backfill {
             backfill(&session, &mut changes).await?;
         }
         count_held(&session, config, &mut notes).await?;
         session.close().await;
-        Ok((worker.registry(server, id), Installed { table, notify, changes, notes }))
+        Ok((worker.registry(server, identity.id), Installed { table, notify, changes, notes }))
     }
 
     /// Puts back what a running daemon finds missing of function, trigger and grants; a new partition gets its trigger. Changes nothing else.
@@ -76,17 +80,27 @@ impl Registry {
     /// # Errors
     /// [`Kind::Registry`] when the registry is gone or another one stands in its place: the next start installs. Else as [`Registry::install`].
     pub async fn mend(&self, config: &Config) -> Result<Installed> {
-        let session = self.session().await?;
-        let there = identity::read(&session).await?;
-        if there.is_none_or(|identity| identity.id != self.id) {
-            return Err(Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
+        // A session of its own, closed on every exit: it holds the lock of the installation.
+        let mut session = self.session().await?.discard();
+        let identity = identity::read(&session).await?.filter(|identity| identity.id == self.id).ok_or_else(|| {
+            Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
                 "restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`",
-            ));
-        }
+            )
+        })?;
+        identity::check(&identity, embedded::main()?.newest_version())?;
         let (mut changes, mut notes) = (Vec::new(), Vec::new());
         let table = signup::inspect(&session, &config.signup).await?;
-        let notify = put_trigger(&session, config, &table, &mut changes, &mut notes).await?;
-        grant(&session, config, &mut notes).await?;
+        let notify = decide_notify(&session, config, &mut notes).await?;
+        // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
+        if try_lock_installation(&session).await? && !is_newer(&session).await? {
+            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            if !identity.users_held {
+                hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
+            }
+            grants::check_roles(&session, config).await?;
+            grants::grant(&session, config, &mut changes, &mut notes).await?;
+        }
+        session.close().await;
         Ok(Installed { table, notify, changes, notes })
     }
 
@@ -122,39 +136,60 @@ impl Registry {
     }
 }
 
-/// Function and triggers, each compared with the catalogue first. Returns whether signups may ring.
+/// Function and triggers, each compared with the catalogue first.
 async fn put_trigger(
     client: &Client,
-    config: &Config,
     table: &Table,
+    notify: bool,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
-) -> Result<bool> {
-    let notify = decide_notify(client, config, notes).await?;
+) -> Result<()> {
     if signup::install_function(client, table, notify).await? {
         changes.push("made the function tenantd.signup()".to_owned());
     }
-    if signup::install_triggers(client, table).await? {
-        changes.push(format!("put the trigger tenantd_signup on {}", table.triggers_on.join(", ")));
-    }
     for on in &table.triggers_on {
-        if signup::trigger(client, on, table.by_row).await? == Trigger::Disabled {
-            notes.push(format!(
+        match signup::install_trigger(client, on, table.by_row).await {
+            Ok(Trigger::Right) => {}
+            Ok(Trigger::Missing | Trigger::Wrong) => changes.push(format!("put the trigger tenantd_signup on {on}")),
+            Ok(Trigger::Disabled) => notes.push(format!(
                 "the trigger on {on} is switched off, so only sweeps find its signups: alter table {on} enable trigger tenantd_signup"
-            ));
+            )),
+            // A child that the application added must not keep the daemon from all the others.
+            Err(error) if error.kind() == Kind::Rights && *on != table.name => notes.push(format!(
+                "only sweeps find the signups of {on}: {}; {}",
+                error.chain(),
+                error.advice().unwrap_or_default()
+            )),
+            Err(error) => return Err(error),
         }
     }
-    Ok(notify)
+    Ok(())
+}
+
+/// Whether a newer tenantd, with which this one can live, has installed here: its function and triggers are left as they are.
+async fn is_newer(client: &Client) -> Result<bool> {
+    let row = client
+        .query_typed_one(
+            "select coalesce(max(version), 0) > $1 as newer from tenantd.migration",
+            &[(&embedded::main()?.newest_version(), Type::INT8)],
+        )
+        .await
+        .doing(|| "compare the registry's version with ours".to_owned())?;
+    field(&row, "newer")
+}
+
+async fn try_lock_installation(client: &Client) -> Result<bool> {
+    let row = client
+        .query_typed_one("select pg_try_advisory_lock(20250, 2) as locked", &[])
+        .await
+        .doing(|| "lock the installation".to_owned())?;
+    field(&row, "locked")
 }
 
 /// One installation at a time. The lock ends with the session; it is tried for, never waited for.
 async fn lock_installation(client: &Client) -> Result<()> {
     for _ in 0..600 {
-        let row = client
-            .query_typed_one("select pg_try_advisory_lock(20250, 2) as locked", &[])
-            .await
-            .doing(|| "lock the installation".to_owned())?;
-        if field(&row, "locked")? {
+        if try_lock_installation(client).await? {
             return Ok(());
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -194,20 +229,21 @@ async fn make_schema(client: &Client, changes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Brings the registry's tables to our version and settles whose it is. Returns its id and whether the users from before are held.
+/// Brings the registry's tables to our version and settles whose it is.
 async fn make_registry(
     server: &Server,
     client: &mut Client,
     moved: Moved,
     changes: &mut Vec<String>,
-) -> Result<(uuid::Uuid, bool)> {
+    notes: &mut Vec<String>,
+) -> Result<Identity> {
     let set = embedded::main()?;
-    let missing = missing_tables(client).await?;
+    let missing = missing_parts(client).await?;
     if !missing.contains(&"registry".to_owned())
         && let Some(identity) = identity::read(client).await?
     {
         let at_home = identity.at_home || moved != Moved::Refuse;
-        identity::check(&identity::Identity { at_home, ..identity }, set.newest_version())?;
+        identity::check(&Identity { at_home, ..identity }, set.newest_version())?;
         if !identity.at_home {
             identity::settle(client, moved).await?;
             changes.push(match moved {
@@ -229,8 +265,16 @@ async fn make_registry(
         applied_by: "setup".to_owned(),
         out_of_order: false,
     };
-    let applied = executor.apply(client, || server.connect(None, "tenantd:setup")).await?;
-    changes.extend(applied.ran.iter().map(|ran| format!("applied registry migration {} {}", ran.version, ran.name)));
+    match executor.apply(client, || server.connect(None, "tenantd:setup")).await {
+        Ok(applied) => changes
+            .extend(applied.ran.iter().map(|ran| format!("applied registry migration {} {}", ran.version, ran.name))),
+        // That none of what we do not know breaks us was checked above.
+        Err(error) if error.kind() == Kind::Newer => notes.push(format!(
+            "a newer tenantd has been here, and this one can work beside it; function and trigger are left to it: {}",
+            error.chain()
+        )),
+        Err(error) => return Err(error),
+    }
     identity::settle(client, Moved::Refuse).await?;
     let breaking = set
         .migrations()
@@ -245,23 +289,23 @@ async fn make_registry(
         )
         .await
         .doing(|| "record which tenantd may use the registry".to_owned())?;
-    let identity =
-        identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))?;
-    Ok((identity.id, identity.users_held))
+    identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))
 }
 
-async fn missing_tables(client: &Client) -> Result<Vec<String>> {
+async fn missing_parts(client: &Client) -> Result<Vec<String>> {
     let row = client
         .query_typed_one(
-            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null) as missing",
-            &[(&TABLES.as_slice(), Type::TEXT_ARRAY)],
+            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null
+                          union all
+                          select f from unnest($2::text[]) f where to_regprocedure('tenantd.' || f) is null) as missing",
+            &[(&TABLES.as_slice(), Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
         )
         .await
-        .doing(|| "look for the registry's tables".to_owned())?;
+        .doing(|| "look for the parts of the registry".to_owned())?;
     field(&row, "missing")
 }
 
-/// Tables were dropped by hand: their migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
+/// Something was dropped by hand: the migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
 async fn forget_history(client: &Client, missing: &[String]) -> Result<()> {
     let mut sql = "do $$ begin if to_regclass('tenantd.migration') is not null then delete from tenantd.migration; end if; end $$;".to_owned();
     if missing.contains(&"tenant".to_owned()) && !missing.contains(&"registry".to_owned()) {
@@ -289,41 +333,23 @@ async fn decide_notify(client: &Client, config: &Config, notes: &mut Vec<String>
     Ok(prepared == 0)
 }
 
-/// Users from before the trigger get held rows, so that installing beside many fills no disk by surprise. After the trigger's own
-/// transaction and not in it: reading a large table while holding the lock would make signups wait.
-///
-/// Where only the tenant table was lost, the tenants whose databases stand are made due: their markers tell whose they are.
+/// Users from before the trigger get held rows. After the trigger's own transaction and not in it: reading a large table while holding the
+/// lock would make signups wait.
 async fn hold_users(
     client: &mut Client,
     table: &Table,
-    prefix: &str,
+    config: &Config,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let held = match signup::request_missing(client, table, Work::Held).await {
-        Ok(held) => held,
+    match signup::request_missing(client, table, &config.tenant.prefix).await {
+        Ok(missing) if missing.users > 0 => changes.push(format!("held {} users from before", missing.users)),
+        Ok(_) => {}
         Err(error) if error.kind() == Kind::Rights => {
             notes.push(format!("{}: {}", error.chain(), error.advice().unwrap_or_default()));
-            0
         }
         Err(error) => return Err(error),
-    };
-    if held > 0 {
-        changes.push(format!("held {held} users from before"));
     }
-    client
-        .execute_typed(
-            "with known as (
-                update tenantd.tenant t set work = 'due', due_at = now()
-                where t.work = 'held' and t.state = 'requested' and exists (
-                    select from pg_database d, tenantd.registry r
-                    where d.datname = $1 || replace(t.key, '-', '_')
-                    and shobj_description(d.oid, 'pg_database') = 'tenantd ' || r.id || ' ' || encode(sha256(t.key::bytea), 'hex')))
-             update tenantd.registry set users_held_at = now()",
-            &[(&prefix, Type::TEXT)],
-        )
-        .await
-        .doing(|| "record that the users from before are held".to_owned())?;
     Ok(())
 }
 
@@ -335,7 +361,9 @@ async fn backfill(client: &Client, changes: &mut Vec<String>) -> Result<()> {
         )
         .await
         .doing(|| "make the held users due".to_owned())?;
-    changes.push(format!("made {due} held users due"));
+    if due > 0 {
+        changes.push(format!("made {due} held users due"));
+    }
     Ok(())
 }
 
@@ -361,108 +389,4 @@ async fn count_held(client: &Client, config: &Config, notes: &mut Vec<String>) -
         ));
     }
     Ok(())
-}
-
-/// Lets the application's roles read the view and wait, and checks the roles that the settings name.
-async fn grant(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
-    let tenant = &config.tenant;
-    check_roles(client, config).await?;
-    for role in &tenant.use_roles {
-        let granted = client
-            .query_typed_one(
-                "select has_schema_privilege($1, 'tenantd', 'usage') and has_table_privilege($1, 'tenantd.tenants', 'select')
-                 and has_function_privilege($1, 'tenantd.wait(text, interval)', 'execute') as granted",
-                &[(role, Type::TEXT)],
-            )
-            .await
-            .doing(|| format!("look at the grants of role {role:?}"))?;
-        if !field::<bool>(&granted, "granted")? {
-            let role = quote::identifier(role);
-            client
-                .batch_execute(&format!(
-                    "grant usage on schema tenantd to {role}; grant select on tenantd.tenants to {role};
-                     grant execute on function tenantd.wait(text, interval) to {role}"
-                ))
-                .await
-                .doing(|| format!("let role {role} read the view tenantd.tenants"))?;
-        }
-    }
-    if tenant.use_roles.is_empty() && tenant.connect_roles.is_empty() {
-        notes.push("nobody but tenantd could use a tenant: name the application's role in tenant.use".to_owned());
-    }
-    if tenant.owner.is_none() {
-        notes.push(
-            "the tenants belong to tenantd's own role: name a role without login in tenant.owner to keep the two apart"
-                .to_owned(),
-        );
-    }
-    Ok(())
-}
-
-async fn check_roles(client: &Client, config: &Config) -> Result<()> {
-    let tenant = &config.tenant;
-    let named: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).chain(&tenant.connect_roles).collect();
-    let row = client
-        .query_typed_one(
-            "select array(select r from unnest($1::text[]) r where not exists (select from pg_roles where rolname = r)) as missing,
-                    (select rolcreatedb or rolsuper from pg_roles where rolname = current_user) as may_create,
-                    coalesce((select pg_has_role(current_user, oid, 'usage') from pg_roles where rolname = $2), true) as may_own,
-                    current_user::text as me",
-            &[(&named, Type::TEXT_ARRAY), (&tenant.owner, Type::TEXT)],
-        )
-        .await
-        .doing(|| "look at the roles named in the settings".to_owned())?;
-    let missing: Vec<String> = field(&row, "missing")?;
-    let me = quote::identifier(&field::<String>(&row, "me")?);
-    if !missing.is_empty() {
-        return Err(Error::usage(format!("the server has no role {}", missing.join(", ")))
-            .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
-    }
-    if !field::<bool>(&row, "may_create")? {
-        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases"))
-            .hint(format!("as an administrator: alter role {me} createdb")));
-    }
-    if !field::<bool>(&row, "may_own")? {
-        let owner = quote::identifier(tenant.owner.as_deref().unwrap_or_default());
-        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
-            "as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)"
-        )));
-    }
-    Ok(())
-}
-
-/// Everything that `setup` would do, as SQL that a person can read and run; `by_row` for partitioned and inherited signup tables.
-///
-/// # Errors
-/// The embedded migrations do not load.
-pub fn sql(config: &Config, by_row: bool, notify: bool) -> Result<String> {
-    let id = quote::identifier(&config.signup.id_column);
-    let table = format!("{}.{}", quote::identifier(&config.signup.schema), quote::identifier(&config.signup.table));
-    let me = quote::identifier(config.main.user());
-    let mut sql = String::from("-- As an administrator, once:\n");
-    sql.push_str(&format!("create role {me} login createdb password '...';\n"));
-    if let Some(owner) = &config.tenant.owner {
-        let owner = quote::identifier(owner);
-        sql.push_str(&format!("create role {owner} nologin;\ngrant {owner} to {me}; -- Postgres 16 and later: with inherit true, set true\n"));
-    }
-    sql.push_str(&format!(
-        "-- In the main database {}:\ncreate schema tenantd authorization {me};\n\
-         grant select ({id}), trigger on {table} to {me}; -- partitioned: on each partition too\n\n\
-         -- As {me}, done by tenantd setup and at each start of the daemon:\n",
-        config.main.database()
-    ));
-    for migration in embedded::main()?.migrations() {
-        sql.push_str(&migration.sql);
-        sql.push('\n');
-    }
-    sql.push_str(&signup::function_sql(&id, notify));
-    sql.push_str(&signup::trigger_sql(&table, by_row, false));
-    for role in &config.tenant.use_roles {
-        let role = quote::identifier(role);
-        sql.push_str(&format!(
-            "grant usage on schema tenantd to {role};\ngrant select on tenantd.tenants to {role};\n\
-             grant execute on function tenantd.wait(text, interval) to {role};\n"
-        ));
-    }
-    Ok(sql)
 }

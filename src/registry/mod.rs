@@ -7,9 +7,11 @@
 pub mod claim;
 pub mod doorbell;
 pub mod fleet;
+mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+pub mod print;
 pub mod sets;
 pub mod signup;
 pub mod sweep;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::claim::damaged;
 use super::field;
 use crate::config::Signup;
 use crate::error::{Error, Kind, Result};
@@ -43,12 +44,15 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
     let row = client
         .query_typed_opt(
             "select c.oid, c.relkind::text as kind, format_type(a.atttypid, null) as type, t.typcategory::text as category,
-                    has_table_privilege(c.oid, 'trigger') as may_trigger,
+                    has_schema_privilege(n.oid, 'usage') as may_enter, has_table_privilege(c.oid, 'trigger') as may_trigger,
                     a.attnum is not null and has_column_privilege(c.oid, a.attnum, 'select') as may_read,
                     row_security_active(c.oid) as rows_hidden, current_user::text as me,
-                    array(select format('%I.%I', n2.nspname, k.relname) from pg_inherits i
-                          join pg_class k on k.oid = i.inhrelid join pg_namespace n2 on n2.oid = k.relnamespace
-                          where i.inhparent = c.oid and not k.relispartition and k.relkind = 'r' order by 1) as children
+                    array(with recursive heir as (
+                              select i.inhrelid from pg_inherits i where i.inhparent = c.oid
+                              union select i.inhrelid from pg_inherits i join heir on heir.inhrelid = i.inhparent)
+                          select format('%I.%I', n2.nspname, k.relname) from heir
+                          join pg_class k on k.oid = heir.inhrelid join pg_namespace n2 on n2.oid = k.relnamespace
+                          where not k.relispartition and k.relkind = 'r' order by 1) as children
              from pg_class c join pg_namespace n on n.oid = c.relnamespace
              left join pg_attribute a on a.attrelid = c.oid and a.attname = $3 and a.attnum > 0 and not a.attisdropped
              left join pg_type t on t.oid = a.atttypid
@@ -69,6 +73,11 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
     }
     check_column(&name, &column, field(&row, "type")?, field(&row, "category")?)?;
     let me = quote::identifier(&field::<String>(&row, "me")?);
+    if !field::<bool>(&row, "may_enter")? {
+        let schema = quote::identifier(&signup.schema);
+        return Err(Error::new(Kind::Rights, format!("role {me} may not enter schema {schema}"))
+            .hint(format!("as the schema's owner: grant usage on schema {schema} to {me}")));
+    }
     if !field::<bool>(&row, "may_trigger")? || !field::<bool>(&row, "may_read")? {
         return Err(Error::new(
             Kind::Rights,
@@ -128,6 +137,7 @@ pub fn trigger_sql(on: &str, by_row: bool, replace: bool) -> String {
 /// # Errors
 /// The function could not be made.
 pub async fn install_function(client: &Client, table: &Table, notify: bool) -> Result<bool> {
+    let doing = || "look at the function tenantd.signup()".to_owned();
     let same = client
         .query_typed_opt(
             "select from pg_proc p where p.oid = to_regprocedure('tenantd.signup()') and p.prosecdef and p.prosrc = $1
@@ -136,15 +146,30 @@ pub async fn install_function(client: &Client, table: &Table, notify: bool) -> R
             &[(&function_body(&table.id, notify), Type::TEXT)],
         )
         .await
-        .doing(|| "look at the function tenantd.signup()".to_owned())?;
-    if same.is_some() {
-        return Ok(false);
+        .doing(doing)?;
+    if same.is_none() {
+        client
+            .batch_execute(&function_sql(&table.id, notify))
+            .await
+            .doing(|| "make the function tenantd.signup()".to_owned())?;
     }
-    client
-        .batch_execute(&function_sql(&table.id, notify))
+    // Whoever adds a partition puts our trigger on it, and must be allowed to: else the application could add none.
+    let owner = client
+        .query_typed_opt(
+            "select pg_get_userbyid(c.relowner)::text as name from pg_class c where c.oid = $1::text::regclass and c.relkind = 'p'
+             and not has_function_privilege(c.relowner, to_regprocedure('tenantd.signup()'), 'execute')",
+            &[(&table.name, Type::TEXT)],
+        )
         .await
-        .doing(|| "make the function tenantd.signup()".to_owned())?;
-    Ok(true)
+        .doing(doing)?;
+    if let Some(row) = &owner {
+        let owner = quote::identifier(&field::<String>(row, "name")?);
+        client
+            .batch_execute(&format!("grant execute on function tenantd.signup() to {owner}"))
+            .await
+            .doing(|| format!("let {owner} add partitions to {}", table.name))?;
+    }
+    Ok(same.is_none() || owner.is_some())
 }
 
 /// How one table's trigger stands.
@@ -178,30 +203,31 @@ pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger>
     Ok(match row {
         None => Trigger::Missing,
         Some(row) if !field::<bool>(&row, "ours")? => Trigger::Wrong,
-        // R: fires for what replication applies and for nobody else.
+        // R: fires for a replica's writes and not for the application's.
         Some(row) if matches!(field::<String>(&row, "enabled")?.as_str(), "D" | "R") => Trigger::Disabled,
         Some(_) => Trigger::Right,
     })
 }
 
-/// Puts the triggers on the signup table that are missing. True when something was done.
+/// Puts the trigger on the table `on` if it is missing or wrong. Returns how it stood before.
 ///
 /// # Errors
-/// [`Kind::Locked`] when the table could not be had between long transactions: nothing was changed, signups went on.
-pub async fn install_triggers(client: &Client, table: &Table) -> Result<bool> {
-    let mut done = false;
-    for on in &table.triggers_on {
-        let stands = trigger(client, on, table.by_row).await?;
-        if matches!(stands, Trigger::Missing | Trigger::Wrong) {
-            without_queueing(client, &trigger_sql(on, table.by_row, stands == Trigger::Wrong)).await.map_err(|error| {
-                error
-                    .hint("a long transaction on the signup table is in the way; tenantd tries again, and sweeps find the users meanwhile")
-                    .context(format!("put the trigger on {on}"))
-            })?;
-            done = true;
-        }
+/// [`Kind::Locked`] when the table could not be had between long transactions: nothing was changed, signups went on. [`Kind::Rights`].
+pub async fn install_trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
+    let stands = trigger(client, on, by_row).await?;
+    if matches!(stands, Trigger::Missing | Trigger::Wrong) {
+        without_queueing(client, &trigger_sql(on, by_row, stands == Trigger::Wrong)).await.map_err(|error| {
+            let hint = match error.kind() {
+                Kind::Locked => {
+                    "a long transaction, or a VACUUM, on the signup table is in the way; tenantd tries again, and sweeps find the users meanwhile"
+                }
+                Kind::Rights => "as its owner, grant trigger on the table that is named to tenantd's role; a partitioned table needs it on each partition",
+                _ => "nothing was changed; signups go on",
+            };
+            error.hint(hint).context(format!("put the trigger on {on}"))
+        })?;
     }
-    Ok(done)
+    Ok(stands)
 }
 
 /// Runs `sql`, which locks the signup table, without ever making signups wait long: a short `lock_timeout`, then growing pauses.
@@ -222,28 +248,39 @@ pub async fn without_queueing(client: &Client, sql: &str) -> Result<()> {
     }
 }
 
-/// Statement that inserts a row of `work` for each user without one. `row_security` is off, so that hidden rows are an error, not a silence.
-#[must_use]
-pub(super) fn insert_missing(table: &Table, work: &str) -> String {
-    format!(
+/// What was found in the signup table that the registry did not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// How many users had no tenant.
+    pub users: u64,
+    /// Whether they are users from before, and held, rather than due.
+    pub held: bool,
+}
+
+/// Inserts a row for each user of the signup table that has none: due, or, the first time that the table can be read, held.
+///
+/// Users from before the trigger are held so that installing beside many fills no disk by surprise. Where only the tenant table was lost, the
+/// tenants whose databases stand are due: their markers tell whose they are.
+///
+/// # Errors
+/// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
+pub async fn request_missing(client: &mut Client, table: &Table, prefix: &str) -> Result<Missing> {
+    let transaction = client.transaction().await.doing(|| "begin to read the signup table".to_owned())?;
+    // Off, so that hidden rows are an error and not a silence.
+    transaction.batch_execute("set local row_security = off").await.doing(|| "read the signup table".to_owned())?;
+    // concat as in the trigger: a cast may be somebody's function.
+    let insert = format!(
         "insert into tenantd.tenant (key, work)
-         select u.{id}::text, '{work}' from {name} u left join tenantd.tenant t on t.key = u.{id}::text
-         where t.key is null and u.{id} is not null
+         select u.key, case when (select users_held_at from tenantd.registry) is null then 'held' else 'due' end
+         from (select concat({id}) as key from {name} where {id} is not null) u
+         left join tenantd.tenant t on t.key = u.key
+         where t.key is null
          on conflict (key) do nothing",
         id = table.id,
         name = table.name
-    )
-}
-
-/// Inserts a row for each user of the signup table that has none, and returns how many.
-///
-/// # Errors
-/// [`Kind::Rights`] when row level security hides rows from tenantd's role.
-pub async fn request_missing(client: &mut Client, table: &Table, work: crate::tenant::Work) -> Result<u64> {
-    let transaction = client.transaction().await.doing(|| "begin to read the signup table".to_owned())?;
-    transaction.batch_execute("set local row_security = off").await.doing(|| "read the signup table".to_owned())?;
-    let inserted = transaction
-        .execute_typed(&insert_missing(table, work.word()), &[])
+    );
+    let users = transaction
+        .execute_typed(&insert, &[])
         .await
         .doing(|| format!("look for users of {} without a tenant", table.name))
         .map_err(|error| match error.kind() {
@@ -251,8 +288,26 @@ pub async fn request_missing(client: &mut Client, table: &Table, work: crate::te
                 "tenantd's role needs `select ({})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
                 table.id, table.name
             )),
-            _ => error,
+            _ => damaged(error),
         })?;
+    let held = transaction
+        .execute_typed("update tenantd.registry set users_held_at = now() where users_held_at is null", &[])
+        .await
+        .doing(|| "record that the users from before are held".to_owned())?
+        > 0;
+    if held {
+        transaction
+            .execute_typed(
+                "update tenantd.tenant t set work = 'due', due_at = now()
+                 where t.work = 'held' and t.state = 'requested' and exists (
+                     select from pg_database d, tenantd.registry r
+                     where d.datname = $1 || replace(t.key, '-', '_') and shobj_description(d.oid, 'pg_database')
+                         = format('tenantd %s %s', r.id, encode(sha256(convert_to(t.key, 'UTF8')), 'hex')))",
+                &[(&prefix, Type::TEXT)],
+            )
+            .await
+            .doing(|| "look for databases of ours among those of the held users".to_owned())?;
+    }
     transaction.commit().await.doing(|| "commit what was found in the signup table".to_owned())?;
-    Ok(inserted)
+    Ok(Missing { users, held })
 }

@@ -8,7 +8,6 @@ use super::claim::damaged;
 use super::{Registry, field, signup};
 use crate::error::Result;
 use crate::pg::Doing;
-use crate::tenant::Work;
 
 /// What a tenant should be, as far as the main database shows it.
 #[derive(Debug, Clone)]
@@ -34,6 +33,8 @@ pub struct Candidate {
     pub key: String,
     /// Whether its database is still to be made, so that the brakes are about it.
     pub making: bool,
+    /// Whether somebody works on it now.
+    pub busy: bool,
 }
 
 /// What the brakes `tenant.max` and `tenant.max_per_hour` are about.
@@ -45,12 +46,15 @@ pub struct Room {
     pub last_hour: i64,
 }
 
-/// One query over registry and `pg_database`: 12 ms at 10,000 rows, and no connection to any tenant.
+/// One query over registry and `pg_database`: 12 ms at 10,000 rows, and no connection to any tenant. A lease that ran out tells of work that was
+/// broken off, also where nothing was due.
 const CANDIDATES: &str = "
-select t.key, t.state = 'requested' and t.database_oid is null as making from tenantd.tenant t left join pg_database d on d.datname = t.name
-where t.state in ('requested', 'ready') and t.work <> 'held' and (t.leased_until is null or t.leased_until <= now())
+select t.key, t.state = 'requested' and t.database_oid is null as making, coalesce(t.leased_until > now(), false) as busy
+from tenantd.tenant t left join pg_database d on d.datname = t.name
+where t.state in ('requested', 'ready') and t.work <> 'held'
 and case
     when t.work in ('due', 'failing') then t.due_at <= now() or $6
+    when t.leased_until <= now() then true
     when t.work = 'parked' then $6 or t.due_at <= now() - $5 * interval '1 second'
     else (t.migration_set is null or t.migration_set <> all ($2)) and (
         t.migration_set is distinct from $1 or t.access is distinct from $4
@@ -62,13 +66,14 @@ and case
 order by t.verified_at nulls first, t.created_at";
 
 impl Registry {
-    /// Inserts a row for each user without a tenant, due at once: what the trigger missed. Returns how many.
+    /// Inserts a row for each user without a tenant: what the trigger missed, due at once. Users from before, who could not be read until
+    /// now, are held. `prefix` begins the names of tenants' databases.
     ///
     /// # Errors
     /// The signup table cannot be read whole; see [`signup::request_missing`].
-    pub async fn request_missing(&self, table: &signup::Table) -> Result<u64> {
+    pub async fn request_missing(&self, table: &signup::Table, prefix: &str) -> Result<signup::Missing> {
         let mut session = self.session().await?;
-        signup::request_missing(&mut session, table, Work::Due).await
+        signup::request_missing(&mut session, table, prefix).await
     }
 
     /// All tenants that need a look, those looked at longest ago first.
@@ -93,7 +98,11 @@ impl Registry {
             .await
             .doing(|| "look for tenants that need work".to_owned())
             .map_err(damaged)?;
-        rows.iter().map(|row| Ok(Candidate { key: field(row, "key")?, making: field(row, "making")? })).collect()
+        rows.iter()
+            .map(|row| {
+                Ok(Candidate { key: field(row, "key")?, making: field(row, "making")?, busy: field(row, "busy")? })
+            })
+            .collect()
     }
 
     /// How many tenants have a migration set newer than ours.

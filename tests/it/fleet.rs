@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tenantd::config::{Config, Sources, load};
 use tenantd::error::Result;
 use tenantd::migrations::{MigrationSet, embedded, source};
-use tenantd::pg::Server;
+use tenantd::pg::{Server, Session};
 use tenantd::provision::{Context, Outcome};
 use tenantd::registry::identity::Moved;
 use tenantd::registry::install::{Installed, Wishes};
@@ -59,12 +60,32 @@ impl Fleet {
         Self::with_set(config(database, &[]), source::folder(folder).expect("a sound folder")).await.expect("install")
     }
 
+    /// Installs with the tenant migrations in `folder` and `more` settings.
+    pub async fn with_folder_and(database: &TestDatabase, folder: &Path, more: &[(&str, &str)]) -> Fleet {
+        let set = source::folder(folder).expect("a sound folder");
+        Self::with_set(config(database, more), set).await.expect("install")
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Registry {
+        &self.context.registry
+    }
+
     /// Installs by `config` with `set`.
     pub async fn with_set(config: Config, set: MigrationSet) -> Result<Fleet> {
+        Self::made(config, set, WISHES).await
+    }
+
+    /// Installs by `config` with the embedded tenant migrations and what else is wished for.
+    pub async fn wishing(config: Config, wishes: Wishes) -> Result<Fleet> {
+        Self::made(config, embedded::tenant().expect("the embedded set"), wishes).await
+    }
+
+    async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
         let worker = Worker::new("test", "test", 12);
-        let (registry, installed) = Registry::install(&server, &config, WISHES, &worker).await?;
+        let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set)).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
     }
@@ -87,4 +108,42 @@ impl Fleet {
         let alive = tasks.stop(Duration::from_secs(10)).await;
         assert!(alive.is_empty(), "still alive: {alive:?}");
     }
+}
+
+/// The registry's row of `key`, with every column.
+pub async fn row(database: &TestDatabase, key: &str) -> Value {
+    let select = "select to_jsonb(t)::text from tenantd.tenant t where key = $1";
+    let text: String = database.superuser().await.query_one(select, &[&key]).await.expect("a row").get(0);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Runs `sql` in the main database as the superuser.
+pub async fn execute(database: &TestDatabase, sql: &str) {
+    database.superuser().await.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}
+
+/// Enters the database `name` as whoever `url` names.
+pub async fn enter(database: &TestDatabase, url: &str, name: &str) -> Result<Session> {
+    let config = config(database, &[("main.url", url)]);
+    Server::new(config.main, Tasks::new()).connect(Some(name), "test").await
+}
+
+/// Writes migrations of the given file names and texts into `folder`.
+pub fn write_migrations(folder: &Path, files: &[(&str, &str)]) {
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).expect("write a migration");
+    }
+}
+
+/// The oid of the database `name`; `None` when there is none.
+pub async fn oid(database: &TestDatabase, name: &str) -> Option<u32> {
+    let select = "select oid from pg_database where datname = $1";
+    database.superuser().await.query_opt(select, &[&name]).await.expect("look").map(|row| row.get(0))
+}
+
+/// Names of databases in the making that the registry knows and that are there.
+pub async fn half_made(database: &TestDatabase) -> Vec<String> {
+    let select = "select s.name from tenantd.spare s join pg_database d on d.datname = s.name";
+    let rows = database.superuser().await.query(select, &[]).await.expect("look");
+    rows.iter().map(|row| row.get(0)).collect()
 }

@@ -52,6 +52,12 @@ impl TestDatabase {
         Self { server: Arc::clone(server), name, prefix: format!("t{random}_"), allowed: Vec::new(), finished: false }
     }
 
+    /// Tenants' names begin with `prefix`: for a main database that is alone on its server.
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        prefix.clone_into(&mut self.prefix);
+        self
+    }
+
     /// The server it is on.
     #[must_use]
     pub fn server(&self) -> &Arc<TestServer> {

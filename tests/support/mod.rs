@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod daemon;
 pub mod database;
 pub mod directory;
+pub mod listening;
 pub mod process;
 pub mod proxy;
 pub mod server;

@@ -201,18 +201,37 @@ impl TestServer {
     pub async fn superuser(&self, database: &str) -> Client {
         let mut config = Config::new();
         config.host_path(self.directory.path()).port(self.port).user("postgres").dbname(database);
-        connect(config, None).await
+        connect(config, None).await.expect("connect through the socket")
     }
 
     /// A connection over TLS, verified in full.
     pub async fn client(&self, role: &str, password: &str, database: &str) -> Client {
+        self.try_client(role, password, database).await.expect("connect over TLS")
+    }
+
+    /// The same, or why the server refused it.
+    ///
+    /// # Errors
+    /// What the server or the driver said.
+    pub async fn try_client(
+        &self,
+        role: &str,
+        password: &str,
+        database: &str,
+    ) -> Result<Client, tokio_postgres::Error> {
+        let (config, tls) = self.verified(role, password, database);
+        connect(config, Some(tls)).await
+    }
+
+    /// What a connection over TLS is made with; `listening` makes one by itself.
+    pub(super) fn verified(&self, role: &str, password: &str, database: &str) -> (Config, MakeTlsConnector) {
         let root = fs::read(self.authority.root()).expect("read the root");
         let root = native_tls::Certificate::from_pem(&root).expect("a certificate");
         let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.port).user(role).password(password).dbname(database);
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
-        connect(config, Some(MakeTlsConnector::new(connector.expect("a connector")))).await
+        (config, MakeTlsConnector::new(connector.expect("a connector")))
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
@@ -318,17 +337,18 @@ impl Drop for TestServer {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests connect by themselves, to see the server from outside")]
-async fn connect(mut config: Config, tls: Option<MakeTlsConnector>) -> Client {
+async fn connect(mut config: Config, tls: Option<MakeTlsConnector>) -> Result<Client, tokio_postgres::Error> {
     config.application_name("test").connect_timeout(DEADLINE);
-    if let Some(tls) = tls {
-        let (client, connection) = config.connect(tls).await.expect("connect over TLS");
+    let client = if let Some(tls) = tls {
+        let (client, connection) = config.connect(tls).await?;
         Tasks::new().spawn("connection of a test", connection);
         client
     } else {
-        let (client, connection) = config.connect(NoTls).await.expect("connect through the socket");
+        let (client, connection) = config.connect(NoTls).await?;
         Tasks::new().spawn("connection of a test", connection);
         client
-    }
+    };
+    Ok(client)
 }
 
 /// The folder with `initdb` and `postgres`: `$TENANTD_TEST_PG_BIN`, else the newest under /usr/lib/postgresql.

@@ -1,5 +1,6 @@
 
 declare
+    wanted bigint := 1;
     written bigint;
 begin
     -- One wait a transaction: after the first failure nothing is tried again.
@@ -7,20 +8,30 @@ begin
         return null;
     end if;
     begin
+        -- A short statement_timeout would end a wait for the registry before lock_timeout does, and the signup with it.
+        if current_setting('statement_timeout') <> '0' and current_setting('statement_timeout')::interval < interval '800 ms' then
+            perform set_config('lock_timeout',
+                greatest(1, (extract(epoch from current_setting('statement_timeout')::interval) * 250)::int)::text, true);
+        end if;
+        -- concat and not a cast: it is the type's own output, whereas a cast may be a function that the type's owner wrote, run as us.
         if tg_level = 'STATEMENT' then
+            select count(*) into wanted from added;
+            if wanted = 0 then
+                return null;
+            end if;
             insert into tenantd.tenant (key)
-            select distinct added.{id}::text from added where added.{id} is not null
+            select distinct concat(added.{id}) from added where added.{id} is not null
             on conflict (key) do nothing;
             get diagnostics written = row_count;
-            if written < (select count(*) from added) then
-                written := written + tenantd.request_again(array(select added.{id}::text from added));
+            if written < wanted then
+                written := written + tenantd.request_again(array(select concat(added.{id}) from added));
             end if;
         else
-            insert into tenantd.tenant (key) select new.{id}::text where new.{id} is not null
+            insert into tenantd.tenant (key) select concat(new.{id}) where new.{id} is not null
             on conflict (key) do nothing;
             get diagnostics written = row_count;
-            if written = 0 then
-                written := tenantd.request_again(array[new.{id}::text]);
+            if written < wanted then
+                written := tenantd.request_again(array[concat(new.{id})]);
             end if;
         end if;
 {ring}    exception when others then

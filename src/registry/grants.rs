@@ -1,0 +1,91 @@
+//! Roles and grants in the main database: who may read the view, and whether the roles that the settings name can do their part.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::field;
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Doing, quote};
+
+/// Lets the application's roles read the view and wait.
+///
+/// # Errors
+/// The server did not let us grant.
+pub(super) async fn grant(
+    client: &Client,
+    config: &Config,
+    changes: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let tenant = &config.tenant;
+    for role in &tenant.use_roles {
+        let granted = client
+            .query_typed_one(
+                "select has_schema_privilege($1, 'tenantd', 'usage') and has_table_privilege($1, 'tenantd.tenants', 'select')
+                 and has_function_privilege($1, 'tenantd.wait(text, interval)', 'execute') as granted",
+                &[(role, Type::TEXT)],
+            )
+            .await
+            .doing(|| format!("look at the grants of role {role:?}"))?;
+        if !field::<bool>(&granted, "granted")? {
+            let role = quote::identifier(role);
+            client
+                .batch_execute(&format!(
+                    "grant usage on schema tenantd to {role}; grant select on tenantd.tenants to {role};
+                     grant execute on function tenantd.wait(text, interval) to {role}"
+                ))
+                .await
+                .doing(|| format!("let role {role} read the view tenantd.tenants"))?;
+            changes.push(format!("let role {role} read the view tenantd.tenants and call tenantd.wait()"));
+        }
+    }
+    if tenant.use_roles.is_empty() && tenant.connect_roles.is_empty() {
+        notes.push("nobody but tenantd could use a tenant: name the application's role in tenant.use".to_owned());
+    }
+    if tenant.owner.is_none() {
+        notes.push(
+            "the tenants belong to tenantd's own role: name a role without login in tenant.owner to keep the two apart"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Checks the roles that the settings name, and that ours may make databases and give them away.
+///
+/// # Errors
+/// [`Kind::Usage`] for a role that does not exist; [`Kind::Rights`] for a right that is missing, with the statement that gives it.
+pub(super) async fn check_roles(client: &Client, config: &Config) -> Result<()> {
+    let tenant = &config.tenant;
+    let named: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).chain(&tenant.connect_roles).collect();
+    let row = client
+        .query_typed_one(
+            "select array(select r from unnest($1::text[]) r where not exists (select from pg_roles where rolname = r)) as missing,
+                    (select rolcreatedb or rolsuper from pg_roles where rolname = current_user) as may_create,
+                    coalesce((select pg_has_role(current_user, oid, 'usage') and case
+                        when current_setting('server_version_num')::int >= 160000 then pg_has_role(current_user, oid, 'set') else true end
+                        from pg_roles where rolname = $2), true) as may_own,
+                    current_user::text as me",
+            &[(&named, Type::TEXT_ARRAY), (&tenant.owner, Type::TEXT)],
+        )
+        .await
+        .doing(|| "look at the roles named in the settings".to_owned())?;
+    let missing: Vec<String> = field(&row, "missing")?;
+    let me = quote::identifier(&field::<String>(&row, "me")?);
+    if !missing.is_empty() {
+        return Err(Error::usage(format!("the server has no role {}", missing.join(", ")))
+            .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
+    }
+    if !field::<bool>(&row, "may_create")? {
+        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases"))
+            .hint(format!("as an administrator: alter role {me} createdb")));
+    }
+    if !field::<bool>(&row, "may_own")? {
+        let owner = quote::identifier(tenant.owner.as_deref().unwrap_or_default());
+        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
+            "as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)"
+        )));
+    }
+    Ok(())
+}

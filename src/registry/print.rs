@@ -1,0 +1,49 @@
+//! The installation as SQL that a person can read and run.
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::migrations::embedded;
+use crate::pg::quote;
+
+use super::signup::{self, Table};
+
+/// Everything that `setup` would do, as one script for an administrator; `table`: as the catalogue knows it, if it could be asked.
+///
+/// `setup` goes on from there: it writes down what was applied, and holds the users from before.
+///
+/// # Errors
+/// The embedded migrations do not load.
+pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<String> {
+    let (id, schema) = (quote::identifier(&config.signup.id_column), quote::identifier(&config.signup.schema));
+    let name = format!("{schema}.{}", quote::identifier(&config.signup.table));
+    let me = quote::identifier(config.main.user());
+    let mut sql =
+        format!("-- As an administrator, once:\ncreate role {me} login createdb; -- its password: \\password {me}\n");
+    if let Some(owner) = &config.tenant.owner {
+        let owner = quote::identifier(owner);
+        sql.push_str(&format!("create role {owner} nologin;\ngrant {owner} to {me}; -- Postgres 16 and later: with inherit true, set true\n"));
+    }
+    sql.push_str(&format!(
+        "-- In the main database {}:\ncreate schema tenantd authorization {me};\ngrant usage on schema {schema} to {me};\n\
+         grant select ({id}), trigger on {name} to {me}; -- trigger on each partition and child, too\n\n\
+         -- What tenantd setup does, and the daemon at each start:\nset role {me};\n",
+        quote::identifier(config.main.database())
+    ));
+    for migration in embedded::main()?.migrations() {
+        sql.push_str(&migration.sql);
+        sql.push('\n');
+    }
+    sql.push_str(&signup::function_sql(&id, notify));
+    for on in table.map_or(std::slice::from_ref(&name), |table| table.triggers_on.as_slice()) {
+        sql.push_str(&signup::trigger_sql(on, table.is_some_and(|table| table.by_row), false));
+    }
+    for role in &config.tenant.use_roles {
+        let role = quote::identifier(role);
+        sql.push_str(&format!(
+            "grant usage on schema tenantd to {role};\ngrant select on tenantd.tenants to {role};\n\
+             grant execute on function tenantd.wait(text, interval) to {role};\n"
+        ));
+    }
+    sql.push_str("reset role;\n");
+    Ok(sql)
+}
