@@ -49,7 +49,7 @@ pub enum Kind {
     Missing,
     /// Another database stands under the name of a tenant that was ready.
     Replaced,
-    /// The server refuses this tenant's database alone: its CONNECTION LIMIT, its owner, a line of pg_hba.conf.
+    /// The server refuses this tenant's database alone: its CONNECTION LIMIT, its owner, a line of `pg_hba.conf`.
     Refused,
     /// `tenant.max` or `tenant.max_per_hour` is reached: no database may be made now.
     Braked,

@@ -90,7 +90,6 @@ pub struct Intake {
 
 impl Intake {
     /// An intake that claims for `lanes` and sleeps by the doorbell that is `offered`, when one is.
-    #[expect(clippy::too_many_arguments, reason = "each is another part of the daemon, given once")]
     #[must_use]
     pub fn new(
         context: watch::Receiver<Arc<Context>>,
@@ -159,7 +158,7 @@ impl Intake {
 
     fn take_new_bell(&mut self) {
         if self.offered.has_changed().unwrap_or(false) {
-            self.bell = self.offered.borrow_and_update().clone();
+            self.bell.clone_from(&self.offered.borrow_and_update());
             self.mode = if self.bell.is_some() { Mode::Awake { found: Instant::now() } } else { Mode::Blind };
         }
         self.metrics.bell_armed(matches!(self.mode, Mode::Armed));

@@ -169,7 +169,7 @@ pub(crate) fn tell_outcome(key: &str, outcome: &Outcome) {
         }
         Outcome::Left(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "tenant left alone"),
         Outcome::Server(error) => {
-            tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant")
+            tracing::warn!(key, error = error.chain(), hint = error.advice(), "the server failed this tenant");
         }
     }
 }

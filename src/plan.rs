@@ -12,6 +12,8 @@ use crate::tenant::State;
 pub struct Desired<'a> {
     /// The name of its database.
     pub name: &'a str,
+    /// The comment that marks it as ours.
+    pub marker: &'a str,
     /// The role that owns it.
     pub owner: &'a str,
     /// The fingerprint of owner and grants.
@@ -167,7 +169,13 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
                 database.oid, desired.name
             ),
         )
-        .hint("was it restored? `tenantd adopt KEY` takes it back; else rename it out of the way"));
+        .hint(format!(
+            "if it is the tenant's, restored: comment on database {name} is '{marker}'; update tenantd.tenant set database_oid = {oid}, \
+             work = 'due', due_at = now() where name = '{name}'; if not, rename it out of the way",
+            name = desired.name,
+            marker = desired.marker,
+            oid = database.oid
+        )));
     }
     if !database.ours {
         return Err(Error::new(
@@ -203,7 +211,7 @@ mod tests {
     }
 
     fn desired(set: &MigrationSet) -> Desired<'_> {
-        Desired { name: "tenant_x", owner: "owner", access: "access", set, out_of_order: false }
+        Desired { name: "tenant_x", marker: "marker", owner: "owner", access: "access", set, out_of_order: false }
     }
 
     fn applied(set: &MigrationSet) -> Vec<Recorded> {

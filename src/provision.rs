@@ -20,7 +20,7 @@ use crate::registry::hand_over::Stray;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
 use crate::retry::{Next, Schedule};
-use crate::tenant::{database_name, hex};
+use crate::tenant::{Marker, database_name, hex};
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
 const LOOKS: usize = 4;
@@ -33,7 +33,7 @@ const AFTER_BRAKE: Schedule =
     Schedule { first: Duration::from_secs(2), max: Duration::from_secs(3), attempts: u32::MAX };
 
 /// After this time a CREATE DATABASE that outlived its daemon cannot still be running: it has a `statement_timeout` of a minute.
-const FORGET_SPARES_AFTER: Duration = Duration::from_secs(15 * 60);
+const FORGET_SPARES_AFTER: Duration = Duration::from_mins(15);
 
 /// Everything a reconcile needs, the same for every tenant.
 #[derive(Clone)]
@@ -163,8 +163,10 @@ async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> st
     reach(Point::Claimed);
     let name = name(context, &mut claim).await.map_err(at("name"))?;
     let access = context.access();
+    let marker = Marker::of(context.registry.id, &claim.key).to_string();
     let desired = Desired {
         name: &name,
+        marker: &marker,
         owner: context.owner(),
         access: &access,
         set: &context.set,

@@ -72,7 +72,7 @@ pub const WAIT: Schedule =
 mod tests {
     use super::*;
 
-    const DEFAULT: Schedule = Schedule { first: Duration::from_secs(1), max: Duration::from_secs(600), attempts: 10 };
+    const DEFAULT: Schedule = Schedule { first: Duration::from_secs(1), max: Duration::from_mins(10), attempts: 10 };
 
     #[test]
     fn delays_double_within_their_jitter_and_park_at_the_end() {

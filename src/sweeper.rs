@@ -51,7 +51,7 @@ impl Sweeper {
                 Ok(report) => self.tell(&report),
                 Err(error) if error.kind() == Kind::Drift => self.conditions.set("migration_set", error.chain()),
                 Err(error) => {
-                    tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not be done")
+                    tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not be done");
                 }
             }
             self.wait(context.config.sweep.every).await;

@@ -30,11 +30,14 @@ impl Sources {
     /// The process's own environment and [`DEFAULT_FILE`]. The only place of the crate that reads the environment.
     #[must_use]
     pub fn of_process() -> Self {
+        let sources = Sources::of(std::env::vars_os());
         #[cfg(debug_assertions)]
-        if let Ok(point) = std::env::var("TENANTD_FAIL_POINT") {
-            crate::fail_points::arm(&point);
+        if let Some(point) =
+            sources.environment.0.get(OsStr::new("TENANTD_FAIL_POINT")).and_then(|point| point.to_str())
+        {
+            crate::fail_points::arm(point);
         }
-        Sources::of(std::env::vars_os())
+        sources
     }
 
     /// The same for any other set of variables.

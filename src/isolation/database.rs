@@ -12,7 +12,7 @@ use crate::plan::{Database, Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
 use crate::registry::hand_over::HandOver;
-use crate::tenant::{Marker, spare_name};
+use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
 const SCHEMA: &str = "public";
@@ -162,8 +162,7 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let marker = Marker::of(self.registry.id, &claim.key).to_string();
-        let database = admin::look(&*self.registry.session().await?, desired.name, &marker).await?;
+        let database = admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?;
         let mut database = database.map(|seen| Database {
             oid: seen.oid,
             owner: seen.owner,
@@ -285,5 +284,6 @@ fn connect_grants(name: &str, settings: &config::Tenant) -> String {
         .iter()
         .chain(&settings.connect_roles)
         .map(|role| format!("grant connect on database {name} to {};", quote::identifier(role)))
-        .collect()
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::tenant::SPARE_PREFIX;
 
 /// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long a connection of ours may take to vanish from a database that is about to be renamed.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -201,7 +201,7 @@ impl Registry {
             Again::Parked => (Work::Parked, Duration::ZERO),
         };
         let text = match error.advice() {
-            Some(advice) => format!("{}; {advice}", error.chain()),
+            Some(advice) => format!("{}\nhint: {advice}", error.chain()),
             None => error.chain(),
         };
         let recorded = self.execute(

@@ -119,16 +119,15 @@ impl Doorbell {
             let _ = pinged.wait_for(|(_, back)| *back).await;
             Ok(())
         };
-        match tokio::time::timeout(TIMEOUT, self.unless_fallen(round)).await {
-            Ok(result) => result,
-            Err(_) => {
-                if let Err(error) = self.ping.cancel().await {
-                    tracing::debug!(error = error.chain(), "the ping was not cancelled and ends with its connection");
-                }
-                Err(Error::new(Kind::Unreachable, format!("the doorbell's own ping did not come back within {TIMEOUT:?}")).hint(
-                    "NOTIFY is stuck (a synchronous standby that is gone?) or a pooler swallows LISTEN (main.url must reach the server directly)",
-                ))
+        if let Ok(result) = tokio::time::timeout(TIMEOUT, self.unless_fallen(round)).await {
+            result
+        } else {
+            if let Err(error) = self.ping.cancel().await {
+                tracing::debug!(error = error.chain(), "the ping was not cancelled and ends with its connection");
             }
+            Err(Error::new(Kind::Unreachable, format!("the doorbell's own ping did not come back within {TIMEOUT:?}")).hint(
+                "NOTIFY is stuck (a synchronous standby that is gone?) or a pooler swallows LISTEN (main.url must reach the server directly)",
+            ))
         }
     }
 

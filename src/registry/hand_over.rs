@@ -121,10 +121,11 @@ impl Registry {
     fn statements(&self, claim: &Claim, HandOver { spare, name, connect, .. }: HandOver<'_>) -> String {
         let (spare, name) = (quote::identifier(spare), quote::identifier(name));
         let marker = quote::literal(&Marker::of(self.id, &claim.key).to_string());
-        let grants: String = connect
+        let grants: Vec<String> = connect
             .iter()
             .map(|role| format!("grant connect on database {spare} to {};", quote::identifier(role)))
             .collect();
+        let grants = grants.join(" ");
         format!(
             "set local statement_timeout = {timeout};
              comment on database {spare} is {marker};

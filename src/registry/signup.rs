@@ -71,7 +71,8 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
         return Err(Error::usage(format!("{name} is no table, so no trigger can see its inserts"))
             .hint("signup.table must name the table that the application inserts into"));
     }
-    check_column(&name, &column, field(&row, "type")?, field(&row, "category")?)?;
+    let (type_name, category): (Option<String>, Option<String>) = (field(&row, "type")?, field(&row, "category")?);
+    check_column(&name, &column, type_name.as_deref(), category.as_deref())?;
     let me = quote::identifier(&field::<String>(&row, "me")?);
     if !field::<bool>(&row, "may_enter")? {
         let schema = quote::identifier(&signup.schema);
@@ -91,13 +92,13 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
     Ok(Table { name, id: column, triggers_on, by_row, rows_hidden: field(&row, "rows_hidden")? })
 }
 
-fn check_column(name: &str, column: &str, kind: Option<String>, category: Option<String>) -> Result<()> {
+fn check_column(name: &str, column: &str, kind: Option<&str>, category: Option<&str>) -> Result<()> {
     let Some(kind) = kind else {
         return Err(Error::usage(format!("the signup table {name} has no column {column}"))
             .hint("signup.id_column names the column that identifies a signup"));
     };
     // Category S: text, varchar and their domains, whose values may be uuids; anything else could never name a tenant.
-    if kind != "uuid" && category.as_deref() != Some("S") {
+    if kind != "uuid" && category != Some("S") {
         return Err(Error::usage(format!(
             "column {column} of {name} is of type {kind}; tenants are named after a uuid"
         ))

@@ -40,11 +40,13 @@ impl<'a> Crowd<'a> {
     }
 
     /// A daemon that must hear signups, since it looks by itself as good as never.
+    #[must_use]
     pub fn deaf_without_bell(&self) -> Program {
         self.program().setting("signup.notify", "true").setting("signup.poll", "20s").setting("sweep.every", "1h")
     }
 
     /// The daemon's settings.
+    #[must_use]
     pub fn program(&self) -> Program {
         // A line for each parked tenant would fill pages.
         Program::for_database(self.database)

@@ -24,6 +24,7 @@ use crate::support::database::TestDatabase;
 pub const WISHES: Wishes = Wishes { backfill: false, moved: Moved::Refuse };
 
 /// Settings for `database` as the daemon would have them, with `more` of them by key.
+#[must_use]
 pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     let settings = [
@@ -67,6 +68,7 @@ impl Fleet {
     }
 
     /// The registry.
+    #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.context.registry
     }

@@ -10,12 +10,14 @@ pub struct Pages(SocketAddr);
 
 impl Pages {
     /// An address that was free a moment ago, for `http.listen`.
+    #[must_use]
     pub fn reserve() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         Pages(listener.local_addr().expect("its address"))
     }
 
     /// What `http.listen` is to be set to.
+    #[must_use]
     pub fn listen(&self) -> String {
         self.0.to_string()
     }

@@ -77,7 +77,7 @@ async fn a_switched_off_trigger_is_told_and_swept_after() {
     database.finish().await;
 }
 
-/// Goal: while the registry is locked a signup commits after one lock_timeout, with a warning that names the cause, and a sweep finds it.
+/// Goal: while the registry is locked a signup commits after one `lock_timeout`, with a warning that names the cause, and a sweep finds it.
 /// Method: another session locks the table exclusively; the commit is seen by a third.
 #[tokio::test]
 async fn a_locked_registry_costs_a_signup_one_lock_timeout() {
