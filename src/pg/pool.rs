@@ -2,18 +2,21 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{
     self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
 };
-use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use super::{Doing, Server, Session};
 use crate::error::{Error, Kind, Result};
 
-/// A session used this long ago is taken to stand still; an older one is asked first. A daemon that polls pays for no question.
+/// A session that was left in order is taken to stand still for so long; an older one is asked first. A daemon that polls pays for no
+/// question.
 const RECENT: Duration = Duration::from_secs(10);
 
 /// How long a session that comes back may take to answer before it is thrown away.
@@ -29,7 +32,8 @@ const CLEAN: &str = "begin; rollback";
 
 /// A bounded number of sessions on the main database. Clones share them.
 ///
-/// A session is handed out only if it was used a moment ago, or answers; one whose statement still runs then is thrown away. What outlives a transaction (SET, session locks, LISTEN) does not belong here: such a session comes from
+/// A session is handed out only if it was left in order a moment ago, or answers and has no transaction open; one whose statement still runs
+/// is thrown away. What outlives a transaction (SET, session locks, LISTEN) does not belong here: such a session comes from
 /// [`Server::connect`].
 #[derive(Clone)]
 pub struct Pool {
@@ -38,7 +42,22 @@ pub struct Pool {
 }
 
 /// A session on loan; use it as the driver's client. It goes back when dropped.
+///
+/// Its own methods send one statement and leave the session in order when they come to their end. Used as the driver's client in any other
+/// way it may be left in a transaction, or with a statement running: then it is asked before the next gets it.
 pub struct PooledSession(Object<Maker>);
+
+/// A session of the pool, and whether it was left in order.
+struct Kept {
+    session: Session,
+    in_order: AtomicBool,
+}
+
+/// A value for a statement, with its type.
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// What the driver answers.
+type Answer<T> = std::result::Result<T, tokio_postgres::Error>;
 
 /// How a pool stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +126,47 @@ impl PooledSession {
     /// outlives a transaction, or a statement that was given up.
     #[must_use = "dropping the session closes it; close() waits until it is"]
     pub fn discard(self) -> Session {
-        Object::take(self.0)
+        Object::take(self.0).session
+    }
+
+    /// As [`Client::query_typed`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn query_typed(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Vec<Row>> {
+        self.one_statement(self.0.session.query_typed(sql, parameters)).await
+    }
+
+    /// As [`Client::query_typed_one`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn query_typed_one(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Row> {
+        self.one_statement(self.0.session.query_typed_one(sql, parameters)).await
+    }
+
+    /// As [`Client::query_typed_opt`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn query_typed_opt(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Option<Row>> {
+        self.one_statement(self.0.session.query_typed_opt(sql, parameters)).await
+    }
+
+    /// As [`Client::execute_typed`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn execute_typed(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<u64> {
+        self.one_statement(self.0.session.execute_typed(sql, parameters)).await
+    }
+
+    /// Given up before its end, the statement may still run.
+    async fn one_statement<T>(&self, statement: impl Future<Output = Answer<T>>) -> Answer<T> {
+        let before = self.0.in_order.swap(false, Ordering::Relaxed);
+        let answer = statement.await;
+        self.0.in_order.store(before, Ordering::Relaxed);
+        answer
     }
 
     /// Asks the server to stop the statement that runs; see [`Session::cancel`].
@@ -115,7 +174,7 @@ impl PooledSession {
     /// # Errors
     /// As for [`Session::cancel`].
     pub async fn cancel(&self) -> Result<()> {
-        self.0.cancel().await
+        self.0.session.cancel().await
     }
 }
 
@@ -123,19 +182,21 @@ impl Deref for PooledSession {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        &self.0
+        self.0.in_order.store(false, Ordering::Relaxed);
+        &self.0.session
     }
 }
 
 impl DerefMut for PooledSession {
     fn deref_mut(&mut self) -> &mut Client {
-        &mut self.0
+        self.0.in_order.store(false, Ordering::Relaxed);
+        &mut self.0.session
     }
 }
 
 impl fmt::Debug for PooledSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PooledSession").field(&*self.0).finish()
+        f.debug_tuple("PooledSession").field(&self.0.session).finish()
     }
 }
 
@@ -152,28 +213,28 @@ struct Maker {
 }
 
 impl managed::Manager for Maker {
-    type Type = Session;
+    type Type = Kept;
     type Error = Error;
 
-    async fn create(&self) -> Result<Session> {
+    async fn create(&self) -> Result<Kept> {
         let session = self.server.connect(None, &self.application_name).await?;
         let limit = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
         match tokio::time::timeout(ANSWER * 5, session.batch_execute(&limit)).await {
             Ok(limited) => limited.doing(|| "prepare a pooled session".to_owned())?,
             Err(_) => return Err(Error::new(Kind::Unreachable, "no answer").context("prepare a pooled session")),
         }
-        Ok(session)
+        Ok(Kept { session, in_order: AtomicBool::new(true) })
     }
 
-    async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<Error> {
-        if session.is_closed() {
+    async fn recycle(&self, kept: &mut Kept, metrics: &Metrics) -> RecycleResult<Error> {
+        if kept.session.is_closed() {
             return Err(RecycleError::message("the connection has ended"));
         }
-        // The driver rolls a transaction back by itself when it is dropped, so that a recent session is clean without asking.
-        if metrics.last_used() < RECENT {
+        if kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
             return Ok(());
         }
-        session.batch_execute(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        kept.session.batch_execute(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        kept.in_order.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
