@@ -22,6 +22,8 @@ mod provisioning;
 mod service;
 mod serving;
 mod sessions;
+mod setup;
+mod setup_refused;
 mod signup;
 mod signup_kinds;
 pub mod sql;
