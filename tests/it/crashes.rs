@@ -76,7 +76,8 @@ async fn die_and_go_on(point: Point) {
     assert!(ended.signal().is_some(), "{point:?}: it ended by itself: {ended}\n{}", dying.lines().join("\n"));
     dying.kill();
 
-    let daemon = program.start();
+    // On a busy machine so short a lease may run out under an honest daemon, too.
+    let daemon = program.start().allow("tenant left alone");
     daemon.wait_for_line("tenantd is at work", SOON).await;
     let at_rest = "select from tenantd.tenant
                    where key = $1 and state = 'ready' and work = 'idle' and leased_until is null and verified_at is not null
@@ -121,7 +122,8 @@ async fn daemons_killed_again_and_again_lose_nobody() {
         until("some to be ready", SOON, some).await;
         daemon.kill();
     }
-    let daemon = program.start();
+    // On a busy machine so short a lease may run out under an honest daemon, too.
+    let daemon = program.start().allow("tenant left alone");
     let all = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 40;
     until("all forty", SOON, all).await;
     until("what was half made is dropped", SOON, async || half_made(&database).await.is_empty()).await;
