@@ -106,7 +106,10 @@ impl Lanes {
         let permit =
             Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
         let (lanes, context) = (self.clone(), Arc::clone(context));
-        self.tasks.spawn("lane", async move { lanes.work(&context, claim, permit).await });
+        // What is broken off at the end failed nobody: it is taken up by the next daemon, and not told.
+        let cancelled = self.tasks.cancelled();
+        let work = async move { lanes.work(&context, claim, permit).await };
+        self.tasks.spawn("lane", cancelled.run_until_cancelled_owned(work));
     }
 
     async fn work(&self, context: &Context, claim: Claim, permit: OwnedSemaphorePermit) {

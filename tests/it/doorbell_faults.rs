@@ -76,7 +76,7 @@ async fn garbage_causes_nothing() {
     }
     until("the last ring was answered", SOON, async || pages.metric("tenantd_rings_total").await > 1.0).await;
     let signup = crowd.sign_up(&app).await;
-    all_within(HEARD, &crowd.waits(&[signup.clone()]).await);
+    all_within(HEARD, &crowd.waits(std::slice::from_ref(&signup)).await);
     let looked = pages.metric("tenantd_looks_total").await - looks;
     assert!(looked <= 25.0 + 10.0, "twenty-five empty payloads, and {looked} looks");
     crowd.eye.execute("delete from tenantd.tenant where key = $1", &[&signup.key]).await.expect("forget it");
@@ -169,6 +169,12 @@ async fn a_stuck_notify_holds_up_nobody() {
         let signup = tokio::time::timeout(HEARD, crowd.sign_up(&app)).await.expect("a signup does not wait");
         all_within(HEARD, &crowd.waits(&[signup]).await);
     }
+    let key = uuid::Uuid::new_v4().to_string();
+    app.execute("insert into public.accounts values ($1)", &[&key]).await.expect("a signup never fails");
+    until("its tenant is handed over", SOON, async || {
+        crowd.count(&format!("select count(*) from tenantd.tenant where state = 'ready' and key = '{key}'")).await == 1
+    })
+    .await;
     assert!(
         pages.ready_is(503, "NOTIFY").await || pages.ready_is(503, "ping").await,
         "{:?}",

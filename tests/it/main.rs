@@ -12,6 +12,7 @@ pub mod fleet;
 mod harness;
 mod migrations;
 mod notices;
+mod outages;
 pub mod pages;
 mod provisioning;
 mod service;
