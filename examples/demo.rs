@@ -55,7 +55,7 @@ async fn story() {
     assert!(!directory.exists(), "{} is still there", directory.display());
 }
 
-/// Returns the exit code for the first signal that asks for an end; a child of the shell gets it too and ends by itself.
+/// Returns the exit code for the first signal that asks for an end.
 async fn interrupted() -> u8 {
     let hear = |kind| signal(kind).expect("hear signals");
     let (mut interrupt, mut terminate, mut hangup) =

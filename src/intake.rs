@@ -177,11 +177,7 @@ impl Intake {
     async fn look(&mut self) -> Result<Looked> {
         let context = self.context.borrow_and_update().clone();
         self.looked = Instant::now();
-        let free = match self.lanes.server_failures() {
-            0 => self.lanes.free(),
-            // One at a time until one succeeds.
-            _ => usize::from(self.lanes.are_empty()),
-        };
+        let free = self.lanes.free();
         if free == 0 {
             return Ok(Looked::Full);
         }

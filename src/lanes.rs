@@ -1,11 +1,12 @@
 //! The lanes: tenants under work at the same time, and what their ends mean for the daemon.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::error::{Error, Kind};
 use crate::intake::tell_once;
@@ -46,6 +47,8 @@ pub struct Lanes {
     parallel: usize,
     freed: Arc<Notify>,
     server_failures: Arc<Mutex<ServerFailures>>,
+    /// Whether a lane tries a tenant after the server failed others.
+    trying: Arc<AtomicBool>,
     /// Keys that became ready, for the notice.
     ready: mpsc::UnboundedSender<String>,
     metrics: Metrics,
@@ -61,22 +64,23 @@ impl Lanes {
             parallel,
             freed: Arc::new(Notify::new()),
             server_failures: Arc::default(),
+            trying: Arc::default(),
             ready,
             metrics,
             tasks,
         }
     }
 
-    /// Lanes that are free now.
+    /// How many tenants may be started now. After the server failed one it is one at a time, until one succeeds; what was under work before
+    /// does not count, since a long migration must not hold up everybody.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.permits.available_permits()
-    }
-
-    /// Whether no lane works.
-    #[must_use]
-    pub fn are_empty(&self) -> bool {
-        self.free() == self.parallel
+        let free = self.permits.available_permits();
+        match (self.server_failures(), self.trying.load(Ordering::Relaxed)) {
+            (0, _) => free,
+            (_, false) => free.min(1),
+            (_, true) => 0,
+        }
     }
 
     /// Returns when a lane has become free.
@@ -106,13 +110,23 @@ impl Lanes {
         let permit =
             Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
         let (lanes, context) = (self.clone(), Arc::clone(context));
+        let trying = self.server_failures() > 0;
+        if trying {
+            self.trying.store(true, Ordering::Relaxed);
+        }
+        let work = async move {
+            lanes.work(&context, claim).await;
+            if trying {
+                lanes.trying.store(false, Ordering::Relaxed);
+            }
+            drop(permit);
+            lanes.freed.notify_one();
+        };
         // What is broken off at the end failed nobody: it is taken up by the next daemon, and not told.
-        let cancelled = self.tasks.cancelled();
-        let work = async move { lanes.work(&context, claim, permit).await };
-        self.tasks.spawn("lane", cancelled.run_until_cancelled_owned(work));
+        self.tasks.spawn("lane", self.tasks.cancelled().run_until_cancelled_owned(work));
     }
 
-    async fn work(&self, context: &Context, claim: Claim, permit: OwnedSemaphorePermit) {
+    async fn work(&self, context: &Context, claim: Claim) {
         let began = Instant::now();
         let key = claim.key.clone();
         let age = claim.age;
@@ -125,8 +139,6 @@ impl Lanes {
         self.metrics.reconciled(&outcome, age, began.elapsed());
         self.tell(&key, &outcome);
         notices::tell_made(&self.ready, &key, &outcome);
-        drop(permit);
-        self.freed.notify_one();
     }
 
     /// Logs how the work ended, and counts failures of the server.

@@ -131,7 +131,7 @@ pub async fn sweep(
     }
     match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
         Ok(missing) => report.requested = if missing.held { 0 } else { missing.users },
-        Err(error) if error.kind() == Kind::Rights => report.unread = Some(error),
+        Err(error) if matches!(error.kind(), Kind::Rights | Kind::Usage) => report.unread = Some(error),
         Err(error) => return Err(error),
     }
     report.strays = in_time(drop_strays(&context.registry)).await?;

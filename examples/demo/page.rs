@@ -20,28 +20,29 @@ impl Page {
 
     /// What the next lines are about.
     pub(crate) fn heading(&self, text: &str) {
-        self.put(&format!("\n{}", self.painted("1", text)));
+        self.put(&format!("\n{}", self.painted("1", &format!("== {text}"))));
     }
 
     /// Something that happens or is seen.
     pub(crate) fn line(&self, text: &str) {
-        self.put(&wrapped(text, "  "));
+        self.put(&wrapped(text));
     }
 
-    /// Something that went as it should after something in its way.
+    /// Something that went wrong, as it should here.
     pub(crate) fn trouble(&self, text: &str) {
-        self.put(&self.painted("33", &wrapped(text, "  ")));
+        self.put(&self.painted("33", &wrapped(text)));
     }
 
-    /// A command as a person would type it.
-    pub(crate) fn command(&self, text: &str) {
-        self.put(&self.painted("36", &wrapped(&format!("$ {text}"), "  ")));
+    /// A command as a person would type it, and what it said.
+    pub(crate) fn command(&self, text: &str, said: &str) {
+        self.put(&self.painted("36", &format!("$ {text}")));
+        self.quote(said);
     }
 
-    /// What a program or the server said, as it is but for the ends of lines.
+    /// What somebody else said or wrote: each of its lines as it is, but for those that are too long.
     pub(crate) fn quote(&self, text: &str) {
         for line in text.lines() {
-            self.put(&wrapped(line, "    "));
+            self.put(&wrapped(line));
         }
     }
 
@@ -56,30 +57,30 @@ impl Page {
     }
 }
 
-/// `text` in lines that fit, each behind `margin`; a word that does not fit stays whole, and so does the space within a line that does.
-fn wrapped(text: &str, margin: &str) -> String {
-    let room = WIDTH - margin.len();
-    if text.chars().count() <= room {
-        return format!("{margin}{text}").trim_end().to_owned();
+/// `text` in lines that fit, all but the first moved in by two; a word that does not fit stays whole. A line that fits stays as it is.
+fn wrapped(text: &str) -> String {
+    if text.chars().count() <= WIDTH {
+        return text.to_owned();
     }
-    let mut lines = vec![String::new()];
+    let mut whole = String::new();
+    let mut column = 0;
     for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("one at least");
-        let further = if line.is_empty() { 0 } else { line.chars().count() + 1 };
-        // All but the first line stand two further in.
-        if line.is_empty() {
-            line.push_str(word);
-        } else if further + word.chars().count() <= room - 2 {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > WIDTH {
+            whole.push_str("\n ");
+            column = 1;
         }
+        if column > 0 {
+            whole.push(' ');
+            column += 1;
+        }
+        whole.push_str(word);
+        column += length;
     }
-    format!("{margin}{}", lines.join(&format!("\n{margin}  ")))
+    whole
 }
 
-/// `0.84 ms`, `61 ms`, `2.4 s`.
+/// `0.8 ms`, `61 ms`, `2.4 s`.
 pub(crate) fn time(length: Duration) -> String {
     let milliseconds = length.as_secs_f64() * 1000.0;
     match milliseconds {

@@ -60,6 +60,7 @@ impl Stage {
         let migrations = server.directory().join("migrations");
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tenant-migrations"), &migrations);
         // The retry of a failed tenant is left to the person in the story.
+        // The running daemon carries the old migrations; its own retry would find nothing to do, and forget the failure that is shown.
         let program = Program::for_database(&database)
             .setting("tenant.migrations", &migrations.display().to_string())
             .setting("retry.first", "10m");
@@ -73,14 +74,12 @@ impl Stage {
         daemon
     }
 
-    /// Runs a command of tenantd's and shows it with what it says, which must end with `code`.
-    pub(crate) async fn tenantd(&self, arguments: &[&str], code: i32) -> Output {
-        self.page.command(&format!("tenantd {}", arguments.join(" ")));
-        // Warnings are told by the report; talk would tell them twice.
+    /// Runs a command of tenantd's and shows it with what it says; it must end with one of `codes`.
+    pub(crate) async fn tenantd(&self, arguments: &[&str], codes: &[i32]) -> Output {
         let output = self.program.clone().setting("log.level", "error").run(arguments).await;
-        self.page.quote(&output.stdout);
+        self.page.command(&format!("tenantd {}", arguments.join(" ")), &output.stdout);
         let ended = output.code();
-        assert_eq!(ended, code, "exit code {ended} of tenantd {arguments:?}, which said:\n{}", output.stderr);
+        assert!(codes.contains(&ended), "exit code {ended} of tenantd {arguments:?}, which said:\n{}", output.stderr);
         output
     }
 

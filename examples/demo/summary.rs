@@ -27,7 +27,7 @@ pub(crate) async fn tell(stage: &Stage, users: &[User], figures: &Figures) {
         time(ready.quantile(100))
     ));
     page.line(&format!(
-        "CREATE DATABASE alone ({} times): median {}, so tenantd takes {:.2} times as long, migrations included.",
+        "CREATE DATABASE alone ({} times): median {}; tenantd takes {:.2} times that, migrations included.",
         create.count(),
         time(create.quantile(50)),
         ready.quantile(50).as_secs_f64() / create.quantile(50).as_secs_f64()

@@ -11,7 +11,7 @@ use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Database, Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
-use crate::registry::hand_over::HandOver;
+use crate::registry::hand_over::{HandOver, grant_connect};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
@@ -103,7 +103,7 @@ impl<'a> DatabaseIsolation<'a> {
     async fn grant(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let sql = grants(desired.owner, &self.settings.use_roles);
         let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
-        let connect = connect_grants(&name, self.settings);
+        let connect = grant_connect(&name, self.settings.use_roles.iter().chain(&self.settings.connect_roles));
         let session = self.session(claim, &name).await?;
         session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
         if self.spare.is_none() {
@@ -276,14 +276,3 @@ begin
     end loop;
 end
 $tenantd$;";
-
-fn connect_grants(name: &str, settings: &config::Tenant) -> String {
-    let name = quote::identifier(name);
-    settings
-        .use_roles
-        .iter()
-        .chain(&settings.connect_roles)
-        .map(|role| format!("grant connect on database {name} to {};", quote::identifier(role)))
-        .collect::<Vec<_>>()
-        .join(" ")
-}

@@ -1,5 +1,6 @@
 //! From a database under a random name to a tenant: one transaction that commits whole or not at all.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
@@ -119,13 +120,9 @@ impl Registry {
     }
 
     fn statements(&self, claim: &Claim, HandOver { spare, name, connect, .. }: HandOver<'_>) -> String {
+        let grants = grant_connect(spare, connect);
         let (spare, name) = (quote::identifier(spare), quote::identifier(name));
         let marker = quote::literal(&Marker::of(self.id, &claim.key).to_string());
-        let grants: Vec<String> = connect
-            .iter()
-            .map(|role| format!("grant connect on database {spare} to {};", quote::identifier(role)))
-            .collect();
-        let grants = grants.join(" ");
         format!(
             "set local statement_timeout = {timeout};
              comment on database {spare} is {marker};
@@ -260,6 +257,16 @@ impl Registry {
                 Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more"))
             })
     }
+}
+
+/// Statements that let each of `roles` connect to `database`.
+pub fn grant_connect<'a>(database: &str, roles: impl IntoIterator<Item = &'a String>) -> String {
+    let database = quote::identifier(database);
+    roles.into_iter().fold(String::new(), |mut statements, role| {
+        // Writing to a String cannot fail.
+        let _ = write!(statements, "grant connect on database {database} to {};", quote::identifier(role));
+        statements
+    })
 }
 
 async fn record_ready(transaction: &Transaction<'_>, claim: &Claim, hand_over: HandOver<'_>, oid: u32) -> Result<()> {

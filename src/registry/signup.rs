@@ -265,10 +265,23 @@ pub struct Missing {
 ///
 /// # Errors
 /// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
+/// [`Kind::Usage`] when there is no such table any more.
 pub async fn request_missing(client: &mut Client, table: &Table, prefix: &str) -> Result<Missing> {
     let transaction = client.transaction().await.doing(|| "begin to read the signup table".to_owned())?;
     // Off, so that hidden rows are an error and not a silence.
     transaction.batch_execute("set local row_security = off").await.doing(|| "read the signup table".to_owned())?;
+    // A view would run its maker's functions as us.
+    transaction
+        .query_typed_opt(
+            "select from pg_class where oid = to_regclass($1) and relkind in ('r', 'p')",
+            &[(&table.name, Type::TEXT)],
+        )
+        .await
+        .doing(|| "look at the signup table".to_owned())?
+        .ok_or_else(|| {
+            Error::usage(format!("{} is no table any more, so users without a tenant cannot be looked for", table.name))
+                .hint("signup.table must name the table that the application inserts into")
+        })?;
     // concat as in the trigger: a cast may be somebody's function.
     let insert = format!(
         "insert into tenantd.tenant (key, work)

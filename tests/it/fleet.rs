@@ -74,11 +74,17 @@ impl Fleet {
     }
 
     /// Installs by `config` with `set`.
+    ///
+    /// # Errors
+    /// As the library says.
     pub async fn with_set(config: Config, set: MigrationSet) -> Result<Fleet> {
         Self::made(config, set, WISHES).await
     }
 
     /// Installs by `config` with the embedded tenant migrations and what else is wished for.
+    ///
+    /// # Errors
+    /// As the library says.
     pub async fn wishing(config: Config, wishes: Wishes) -> Result<Fleet> {
         Self::made(config, embedded::tenant().expect("the embedded set"), wishes).await
     }
@@ -98,6 +104,9 @@ impl Fleet {
     }
 
     /// A sweep by hand or as the daemon's.
+    ///
+    /// # Errors
+    /// As the library says.
     pub async fn try_sweep(&self, by_hand: bool) -> Result<Report> {
         let run = Run { by_hand, stop: CancellationToken::new() };
         sweep(&self.context, &self.table, &self.tasks, &run, |_: &str, _: Option<&Outcome>, _, _| {}).await
@@ -125,6 +134,9 @@ pub async fn execute(database: &TestDatabase, sql: &str) {
 }
 
 /// Enters the database `name` as whoever `url` names.
+///
+/// # Errors
+/// As the library says.
 pub async fn enter(database: &TestDatabase, url: &str, name: &str) -> Result<Session> {
     let config = config(database, &[("main.url", url)]);
     Server::new(config.main, Tasks::new()).connect(Some(name), "test").await

@@ -3,11 +3,16 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod claims;
+mod conflicts;
 mod connect;
 mod connecting;
+#[cfg(debug_assertions)]
+mod crashes;
 pub mod crowd;
 mod doorbell;
 mod doorbell_faults;
+mod failing;
 pub mod fleet;
 mod harness;
 mod migrations;
@@ -18,8 +23,11 @@ mod provisioning;
 mod service;
 mod serving;
 mod sessions;
+mod setup;
+mod setup_refused;
 mod signup;
 mod signup_kinds;
 pub mod sql;
 mod status;
+mod sweeping;
 mod tidy;

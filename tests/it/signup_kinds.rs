@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use crate::fleet::{Fleet, WISHES, config};
 use crate::sql::{one, refused, run, stands, tenants, warnings};
 use crate::support::audit::Finding;
+use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
 
@@ -144,6 +145,8 @@ async fn a_partitioned_table_is_seen_through_parent_and_leaves() {
     let again = Fleet::install(&database, &[]).await;
     assert_eq!(again.installed.changes, [""; 0]);
     again.close().await;
+    let printed = Program::for_database(&database).run(&["setup", "--print-sql"]).await.stdout;
+    assert!(printed.contains("on \"public\".\"users\" for each row"), "{printed}");
     database.finish().await;
 }
 
@@ -325,8 +328,8 @@ async fn thefts(client: &Client) -> String {
     one(client, "select coalesce(string_agg(by_whom, ', '), 'none') from public.stolen").await
 }
 
-/// Goal: who owns the signup table cannot run code as tenantd: not by a cast of the column's type, an operator, or temporary tables of our
-/// names. Method: set the traps after the installation, sign up, sweep; that the cast is a trap is shown on its maker.
+/// Goal: who owns the signup table cannot run code as tenantd: not by a cast of the column's type, a view in its place, an operator, or
+/// temporary tables of our names. Method: set the traps after the installation, sign up, sweep; that the cast is a trap is shown on its maker.
 #[tokio::test]
 async fn the_owner_of_the_signup_table_cannot_act_as_tenantd() {
     let database = TestDatabase::new().await.allow(Finding::UserWithoutTenant);
@@ -343,8 +346,17 @@ async fn the_owner_of_the_signup_table_cannot_act_as_tenantd() {
     run(&admin, "delete from tenantd.tenant; update tenantd.registry set users_held_at = null").await;
     let missing = fleet.context.registry.request_missing(&fleet.table, database.prefix()).await.expect("look");
     assert_eq!((missing.users, thefts(&app).await.as_str()), (1, "none"));
-    run(&app, "select id::text from public.users").await;
+    run(
+        &app,
+        "alter table public.users rename to real; create view public.users as select id::text as id from public.real",
+    )
+    .await;
+    run(&app, "grant select on public.users to tenantd").await;
+    let unread = fleet.sweep().await.unread.expect("it could not be read");
+    assert!(unread.kind() == Kind::Usage && thefts(&app).await == "none", "{}", unread.chain());
+    run(&app, "select id from public.users").await;
     assert_eq!(thefts(&app).await, "app", "the trap itself works");
+    run(&app, "drop view public.users; alter table public.real rename to users").await;
     fleet.close().await;
     database.finish().await;
 }

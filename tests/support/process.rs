@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::{LazyLock, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub fn mortal(signal: &str, user: Option<&str>, program: impl AsRef<OsStr>) -> C
         command.args(["--reuid", user, "--regid", group.trim(), "--clear-groups"]);
     }
     command.args(["--pdeathsig", signal, "--"]).arg(program);
+    // Ctrl-C on a terminal is for this process alone, which ends its children in order.
+    command.process_group(0);
     command
 }
 

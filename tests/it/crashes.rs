@@ -1,0 +1,132 @@
+//! A daemon that dies between any two steps of its work, and another that goes on after the lease.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tenantd::fail_points::Point;
+
+use crate::fleet::{Fleet, enter, execute, half_made, row};
+use crate::support::daemon::Program;
+use crate::support::database::TestDatabase;
+use crate::support::until::until;
+
+const SOON: Duration = Duration::from_mins(1);
+
+/// What leads the work to a point.
+enum Way {
+    /// A signup.
+    Making,
+    /// A tenant that stands and was damaged by this statement of the superuser's; `{name}` is its database, `{key}` its key.
+    Mending(&'static str),
+}
+
+fn way(point: Point) -> Way {
+    match point {
+        Point::SetAside => Way::Mending(
+            "update pg_database set datconnlimit = -2 where datname = '{name}';
+             update tenantd.tenant set state = 'requested', work = 'due', database_oid = null where key = '{key}'",
+        ),
+        Point::TakenBack => Way::Mending(
+            "update tenantd.tenant set state = 'requested', work = 'due', database_oid = null where key = '{key}'",
+        ),
+        Point::Mended => Way::Mending("grant connect on database \"{name}\" to public"),
+        Point::Looked => Way::Mending("update tenantd.tenant set verified_at = null where key = '{key}'"),
+        Point::Claimed
+        | Point::Named
+        | Point::Announced
+        | Point::Made
+        | Point::Opened
+        | Point::Granted
+        | Point::Migrated
+        | Point::Closed
+        | Point::Fenced
+        | Point::Renamed
+        | Point::Recorded
+        | Point::HandedOver => Way::Making,
+    }
+}
+
+/// Goal: whatever the daemon was doing when it died, another brings the tenant to its end: one database, whole, in use, nothing half made.
+/// Method: for every fail point a daemon that dies there, then one that does not.
+#[tokio::test]
+async fn a_daemon_that_died_at_any_point_is_taken_over() {
+    // A few at a time: each makes databases, and the machine has few cores.
+    futures_util::stream::iter(Point::ALL).map(die_and_go_on).buffer_unordered(6).collect::<Vec<()>>().await;
+}
+
+async fn die_and_go_on(point: Point) {
+    let database = TestDatabase::new().await;
+    let program = Program::for_database(&database)
+        .setting("work.lease", "3s")
+        .setting("signup.poll", "250ms")
+        .setting("sweep.every", "1s");
+    let client = database.superuser().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let key = database.sign_up("one@example.org").await;
+    let name = database.tenant_name(&key);
+    if let Way::Mending(damage) = way(point) {
+        assert_eq!(fleet.sweep().await.made, 1);
+        execute(&database, &damage.replace("{name}", &name).replace("{key}", &key)).await;
+    }
+    fleet.close().await;
+
+    let mut dying = program.clone().variable("TENANTD_FAIL_POINT", &point.word()).start();
+    let ended = dying.ended(SOON).await;
+    assert!(ended.signal().is_some(), "{point:?}: it ended by itself: {ended}\n{}", dying.lines().join("\n"));
+    dying.kill();
+
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let at_rest = "select from tenantd.tenant
+                   where key = $1 and state = 'ready' and work = 'idle' and leased_until is null and verified_at is not null
+                     and not has_database_privilege('public', database_oid, 'connect')";
+    until(&format!("{point:?}: the other daemon"), SOON, async || {
+        client.query_opt(at_rest, &[&key]).await.expect("look").is_some()
+    })
+    .await;
+    until(&format!("{point:?}: what was half made is dropped"), SOON, async || half_made(&database).await.is_empty())
+        .await;
+    assert_eq!(daemon.terminate().await.code(), Some(0), "{point:?}");
+
+    assert_eq!(database.tenant_databases().await, [name.as_str()], "{point:?}");
+    let recorded = row(&database, &key).await;
+    assert_eq!((recorded["failures"].as_i64(), recorded["version"].as_i64()), (Some(0), Some(1)), "{point:?}");
+    let app = enter(&database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{point:?}: {error:?}"));
+    app.batch_execute("insert into log_message (message) values ('x')").await.expect("app can work in it");
+    app.close().await;
+    drop(client);
+    database.finish().await;
+}
+
+/// Goal: the same for deaths that come at any time, and for more than one tenant. Method: daemons are killed again and again while forty
+/// users sign up; the last one brings all to their end.
+#[tokio::test]
+async fn daemons_killed_again_and_again_lose_nobody() {
+    let database = TestDatabase::new().await;
+    Fleet::install(&database, &[]).await.close().await;
+    let program = Program::for_database(&database)
+        .setting("work.lease", "3s")
+        .setting("signup.poll", "250ms")
+        .setting("sweep.every", "1s");
+    let client = database.superuser().await;
+    let ready = "select count(*) from tenantd.tenant where state = 'ready'";
+    for round in 0..5_i64 {
+        let daemon = program.start();
+        for number in 0..8 {
+            database.sign_up(&format!("{round}-{number}@example.org")).await;
+        }
+        // Killed in the middle of the work: some of this round's are ready, not all.
+        let some = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) > 3 * round;
+        until("some to be ready", SOON, some).await;
+        daemon.kill();
+    }
+    let daemon = program.start();
+    let all = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 40;
+    until("all forty", SOON, all).await;
+    until("what was half made is dropped", SOON, async || half_made(&database).await.is_empty()).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    assert_eq!(database.tenant_databases().await.len(), 40);
+    drop(client);
+    database.finish().await;
+}
