@@ -1,6 +1,6 @@
 //! What can go wrong with the doorbell. Never with a signup, and never so that one is forgotten.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tenantd::pg::Server;
 use tenantd::tasks::Tasks;
@@ -199,8 +199,9 @@ async fn a_stuck_notify_holds_up_nobody() {
 async fn without_the_bell_it_polls() {
     let database = TestDatabase::new().await;
     let crowd = Crowd::new(&database).await;
+    let pages = Pages::reserve();
     let program = crowd.program().unset("signup.notify").setting("signup.poll", "10m").setting("sweep.every", "1h");
-    let daemon = program.start();
+    let daemon = program.setting("http.listen", &pages.listen()).start();
     daemon.wait_for_line("signups do not ring", SOON).await;
     let line = daemon.wait_for_line("tenantd is at work", SOON).await;
     assert!(line.contains("\"notify\":false"), "{line}");
@@ -215,6 +216,9 @@ async fn without_the_bell_it_polls() {
     all_within(HEARD, &waits);
     assert!(waits[10] < Duration::from_millis(300), "one in ten tenths of a second: {waits:?}");
     assert_eq!(crowd.bells().await, 0);
+    let (start, looks) = (Instant::now(), pages.metric("tenantd_looks_total").await);
+    until("ten looks", SOON, async || pages.metric("tenantd_looks_total").await >= looks + 10.0).await;
+    assert!(start.elapsed() > Duration::from_millis(800), "ten looks within {:?}", start.elapsed());
     assert!(daemon.terminate().await.success());
     drop((crowd, app));
     database.finish().await;
@@ -244,7 +248,7 @@ async fn an_idle_daemon_is_quiet() {
     // The look after arming may still be on its way.
     let before = server.log().len();
     until("a poll", SOON, async || claims(&statements(before)) > 1).await;
-    let (from, start) = (server.log().len(), std::time::Instant::now());
+    let (from, start) = (server.log().len(), Instant::now());
     until("three polls more", SOON, async || claims(&statements(from)) >= 3).await;
     let (sent, elapsed) = (statements(from), start.elapsed());
     let pings = sent.iter().filter(|line| line.contains("pg_notify")).count();

@@ -19,6 +19,7 @@ mod migrations;
 mod notices;
 mod outages;
 pub mod pages;
+mod program;
 mod provisioning;
 mod service;
 mod serving;
