@@ -138,6 +138,12 @@ impl Kind {
         }
     }
 
+    /// Whether it says that the server cannot be worked with just now, and nothing about what is on it.
+    #[must_use]
+    pub fn is_out_of_reach(self) -> bool {
+        matches!(self, Kind::Unreachable | Kind::ReadOnly | Kind::Login | Kind::Tls | Kind::TooManyConnections)
+    }
+
     /// What the kind calls for. DESIGN's rule: what fails because of the server counts against no tenant.
     #[must_use]
     pub fn class(self) -> Class {

@@ -114,14 +114,16 @@ impl Lanes {
         if trying {
             self.trying.store(true, Ordering::Relaxed);
         }
-        self.tasks.spawn("lane", async move {
+        let work = async move {
             lanes.work(&context, claim).await;
             if trying {
                 lanes.trying.store(false, Ordering::Relaxed);
             }
             drop(permit);
             lanes.freed.notify_one();
-        });
+        };
+        // What is broken off at the end failed nobody: it is taken up by the next daemon, and not told.
+        self.tasks.spawn("lane", self.tasks.cancelled().run_until_cancelled_owned(work));
     }
 
     async fn work(&self, context: &Context, claim: Claim) {

@@ -196,7 +196,8 @@ async fn run_lanes(
     let queue = Arc::new(Mutex::new(VecDeque::from(keys)));
     let (sender, mut told) = mpsc::channel(lanes.max(1));
     for _ in 0..lanes {
-        tasks.spawn("sweep lane", lane(Arc::clone(context), Arc::clone(&queue), sender.clone(), run.stop.clone()));
+        let lane = lane(Arc::clone(context), Arc::clone(&queue), sender.clone(), run.stop.clone());
+        tasks.spawn("sweep lane", tasks.cancelled().run_until_cancelled_owned(lane));
     }
     drop(sender);
     let (mut ended, mut server_failures) = (0, 0);

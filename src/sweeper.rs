@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::conditions::Conditions;
-use crate::error::{Kind, Result};
+use crate::conditions::{Conditions, MIGRATION_SET, REGISTRY};
+use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::tell_outcome;
 use crate::notices;
@@ -19,6 +19,12 @@ use crate::telemetry::Metrics;
 
 /// The loop turns at least this often, so that the watchdog sees it alive.
 const TURN: Duration = Duration::from_secs(5);
+
+/// A sweep that could not be done is tried again after this time, unless sweeps come more often anyway.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What looking at the installation and mending it may take.
+const MENDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Sweeps every `sweep.every`, and at once when asked.
 pub struct Sweeper {
@@ -45,16 +51,28 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps now, then periodically, until stopped.
     pub async fn run(mut self) {
+        let mut failures = 0;
         while !self.stop.is_cancelled() {
             let context = self.context.borrow_and_update().clone();
             match self.sweep_while_beating(&context).await {
-                Ok(report) => self.tell(&report),
-                Err(error) if error.kind() == Kind::Drift => self.conditions.set("migration_set", error.chain()),
+                Ok(report) => {
+                    failures = 0;
+                    self.tell(&report);
+                }
+                Err(error) if error.kind() == Kind::Drift => self.conditions.set(MIGRATION_SET, error.chain()),
                 Err(error) => {
-                    tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not be done");
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(
+                            error = error.chain(),
+                            hint = error.advice(),
+                            "the sweep could not be done; tried again"
+                        );
+                    }
                 }
             }
-            self.wait(context.config.sweep.every).await;
+            let every = context.config.sweep.every;
+            self.wait(if failures == 0 { every } else { every.min(AGAIN) }).await;
         }
     }
 
@@ -80,23 +98,29 @@ impl Sweeper {
 
     /// The trigger may have gone with an old signup table, or a partition may be new.
     async fn mend_installation(&mut self, context: &Context) {
-        match context.registry.mend(&context.config).await {
+        let mending = tokio::time::timeout(MENDED_WITHIN, context.registry.mend(&context.config)).await;
+        let no_answer = || Error::new(Kind::Unreachable, format!("no answer within {MENDED_WITHIN:?}"));
+        match mending.unwrap_or_else(|_| Err(no_answer())) {
             Ok(installed) => {
                 for change in &installed.changes {
                     tracing::info!(change, "installation mended");
                 }
                 self.table = installed.table;
-                self.conditions.clear("registry");
+                self.conditions.clear(REGISTRY);
+            }
+            // Nothing is known of the installation. The sweep, which comes next, says so.
+            Err(error) if error.kind().is_out_of_reach() => {
+                tracing::debug!(error = error.chain(), "the installation could not be looked at");
             }
             Err(error) => {
-                if !self.conditions.unmet().contains_key("registry") {
+                if !self.conditions.unmet().contains_key(REGISTRY) {
                     tracing::error!(
                         error = error.chain(),
                         hint = error.advice(),
                         "the installation is not as it should be"
                     );
                 }
-                self.conditions.set("registry", error.chain());
+                self.conditions.set(REGISTRY, error.chain());
             }
         }
     }

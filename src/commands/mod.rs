@@ -49,9 +49,7 @@ impl From<&Error> for ExitStatus {
         match error.kind() {
             Kind::Usage => ExitStatus::Usage,
             Kind::RegistryNewer => ExitStatus::RegistryNewer,
-            Kind::Unreachable | Kind::ReadOnly | Kind::Login | Kind::Tls | Kind::TooManyConnections => {
-                ExitStatus::Unreachable
-            }
+            kind if kind.is_out_of_reach() => ExitStatus::Unreachable,
             _ => ExitStatus::Findings,
         }
     }

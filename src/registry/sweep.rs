@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::claim::damaged;
 use super::{Registry, field, signup};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
 /// What a tenant should be, as far as the main database shows it.
@@ -127,19 +127,18 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn room(&self) -> Result<Room> {
-        let row = self
-            .session()
-            .await?
-            .query_typed_one(
+        let rows = self
+            .query(
                 "select count(*) as tenants,
                         count(*) filter (where database_oid is null or ready_at > now() - interval '1 hour') as last_hour
                  from tenantd.tenant
                  where database_oid is not null or (state = 'requested' and leased_until > now())",
                 &[],
+                || "count tenants".to_owned(),
             )
             .await
-            .doing(|| "count tenants".to_owned())
             .map_err(damaged)?;
-        Ok(Room { tenants: field(&row, "tenants")?, last_hour: field(&row, "last_hour")? })
+        let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
+        Ok(Room { tenants: field(row, "tenants")?, last_hour: field(row, "last_hour")? })
     }
 }

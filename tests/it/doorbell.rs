@@ -12,11 +12,11 @@ use crate::support::until::until;
 const HEARD: Duration = Duration::from_secs(2);
 
 /// Overlapping signups of half a second each from `sessions` sessions, for so long.
-async fn overlapping(crowd: &Crowd<'_>, sessions: usize, length: Duration) -> Vec<Committed> {
+async fn overlapping(crowd: &Crowd<'_>, sessions: u8, length: Duration) -> Vec<Committed> {
     let start = Instant::now();
-    let session = async |index: usize| {
+    let session = async |index: u8| {
         let app = crowd.database.app().await;
-        let mut committed = vec![crowd.sign_up_slowly(&app, 0.06 * f64::from(u8::try_from(index).unwrap())).await];
+        let mut committed = vec![crowd.sign_up_slowly(&app, 0.06 * f64::from(index)).await];
         while start.elapsed() < length {
             committed.push(crowd.sign_up_slowly(&app, 0.5).await);
         }
@@ -112,14 +112,13 @@ async fn heard_during_and_after_a_burst() {
 }
 
 /// One session's part of a crowd: transactions with savepoints, some rolled back in part or in whole. Returns the keys that stay.
-async fn meander(database: &TestDatabase, session: usize, round: usize) -> Vec<String> {
+async fn meander(database: &TestDatabase, session: u8, round: u8) -> Vec<String> {
     let app = database.app().await;
     let mut stays = Vec::new();
     for number in 0..10 {
         let key = |part: &str| format!("{round} {session} {number} {part}");
         let insert = |part: &str| format!("insert into public.accounts values ('{}');", key(part));
-        let pause =
-            format!("select pg_sleep({});", 0.001 * f64::from(u8::try_from((session * 7 + number * 3) % 11).unwrap()));
+        let pause = format!("select pg_sleep({});", 0.001 * f64::from((session * 7 + number * 3) % 11));
         let (end, kept): (_, &[_]) = match number % 4 {
             0 => ("commit", &["first", "third"]),
             1 => ("rollback", &[]),

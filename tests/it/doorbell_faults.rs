@@ -1,6 +1,6 @@
 //! What can go wrong with the doorbell. Never with a signup, and never so that one is forgotten.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tenantd::pg::Server;
 use tenantd::tasks::Tasks;
@@ -76,7 +76,7 @@ async fn garbage_causes_nothing() {
     }
     until("the last ring was answered", SOON, async || pages.metric("tenantd_rings_total").await > 1.0).await;
     let signup = crowd.sign_up(&app).await;
-    all_within(HEARD, &crowd.waits(&[signup.clone()]).await);
+    all_within(HEARD, &crowd.waits(std::slice::from_ref(&signup)).await);
     let looked = pages.metric("tenantd_looks_total").await - looks;
     assert!(looked <= 25.0 + 10.0, "twenty-five empty payloads, and {looked} looks");
     crowd.eye.execute("delete from tenantd.tenant where key = $1", &[&signup.key]).await.expect("forget it");
@@ -169,6 +169,12 @@ async fn a_stuck_notify_holds_up_nobody() {
         let signup = tokio::time::timeout(HEARD, crowd.sign_up(&app)).await.expect("a signup does not wait");
         all_within(HEARD, &crowd.waits(&[signup]).await);
     }
+    let key = uuid::Uuid::new_v4().to_string();
+    app.execute("insert into public.accounts values ($1)", &[&key]).await.expect("a signup never fails");
+    until("its tenant is handed over", SOON, async || {
+        crowd.count(&format!("select count(*) from tenantd.tenant where state = 'ready' and key = '{key}'")).await == 1
+    })
+    .await;
     assert!(
         pages.ready_is(503, "NOTIFY").await || pages.ready_is(503, "ping").await,
         "{:?}",
@@ -193,8 +199,9 @@ async fn a_stuck_notify_holds_up_nobody() {
 async fn without_the_bell_it_polls() {
     let database = TestDatabase::new().await;
     let crowd = Crowd::new(&database).await;
+    let pages = Pages::reserve();
     let program = crowd.program().unset("signup.notify").setting("signup.poll", "10m").setting("sweep.every", "1h");
-    let daemon = program.start();
+    let daemon = program.setting("http.listen", &pages.listen()).start();
     daemon.wait_for_line("signups do not ring", SOON).await;
     let line = daemon.wait_for_line("tenantd is at work", SOON).await;
     assert!(line.contains("\"notify\":false"), "{line}");
@@ -209,6 +216,9 @@ async fn without_the_bell_it_polls() {
     all_within(HEARD, &waits);
     assert!(waits[10] < Duration::from_millis(300), "one in ten tenths of a second: {waits:?}");
     assert_eq!(crowd.bells().await, 0);
+    let (start, looks) = (Instant::now(), pages.metric("tenantd_looks_total").await);
+    until("ten looks", SOON, async || pages.metric("tenantd_looks_total").await >= looks + 10.0).await;
+    assert!(start.elapsed() > Duration::from_millis(800), "ten looks within {:?}", start.elapsed());
     assert!(daemon.terminate().await.success());
     drop((crowd, app));
     database.finish().await;
@@ -238,7 +248,7 @@ async fn an_idle_daemon_is_quiet() {
     // The look after arming may still be on its way.
     let before = server.log().len();
     until("a poll", SOON, async || claims(&statements(before)) > 1).await;
-    let (from, start) = (server.log().len(), std::time::Instant::now());
+    let (from, start) = (server.log().len(), Instant::now());
     until("three polls more", SOON, async || claims(&statements(from)) >= 3).await;
     let (sent, elapsed) = (statements(from), start.elapsed());
     let pings = sent.iter().filter(|line| line.contains("pg_notify")).count();

@@ -1,11 +1,16 @@
 //! The daemon as a whole: the built binary, signups, signals.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::support::daemon::Program;
+use crate::fleet::{row, write_migrations};
+use crate::pages::Pages;
+use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
+use crate::support::process::Signal;
+use crate::support::until::until;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Goal: a signup becomes ready while the daemon runs, and SIGTERM ends it cleanly. Method: as a user would.
 #[tokio::test]
@@ -22,5 +27,134 @@ async fn signups_become_tenants() {
     drop(app);
     let ended = daemon.terminate().await;
     assert_eq!(ended.code(), Some(0));
+    database.finish().await;
+}
+
+/// A daemon whose tenants' first migration takes `seconds`, in `folder`.
+fn slow(database: &TestDatabase, folder: &Path, seconds: u32) -> Program {
+    write_migrations(folder, &[("0001_slow.sql", &format!("create table slow (); select pg_sleep({seconds});"))]);
+    Program::for_database(database).setting("tenant.migrations", &folder.display().to_string())
+}
+
+/// How many migrations of this test's tenants sleep in the server now.
+async fn sleeping(database: &TestDatabase) -> i64 {
+    let count =
+        "select count(*) from pg_stat_activity where query like '%pg_sleep%' and application_name like 'tenantd:%'
+                 and datname in (select name from tenantd.spare)";
+    database.superuser().await.query_one(count, &[]).await.expect("count").get(0)
+}
+
+/// Starts the daemon, signs up, and returns once the migration sleeps.
+async fn work_in_hand(database: &TestDatabase, program: &Program) -> (Daemon, String) {
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let key = database.sign_up(&format!("{}@example.org", daemon.id())).await;
+    until("the migration runs", SOON, async || sleeping(database).await == 1).await;
+    (daemon, key)
+}
+
+/// Goal: SIGTERM and SIGINT let the work in hand be finished, take no new work, and leave nothing. Method: a migration of two seconds, the signal in
+/// the middle, a signup after it; the audit looks for leases and connections.
+#[tokio::test]
+async fn a_signal_drains() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let database = TestDatabase::new().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut daemon, key) = work_in_hand(&database, &slow(&database, folder.path(), 2)).await;
+        daemon.signal(signal);
+        daemon.wait_for_line("no new work", SOON).await;
+        let late = database.sign_up("too late").await;
+        assert!(daemon.finish().await.success());
+        let (worked, late) = (row(&database, &key).await, row(&database, &late).await);
+        assert_eq!(
+            (&worked["state"], &worked["leased_until"]),
+            (&"ready".into(), &serde_json::Value::Null),
+            "{worked}"
+        );
+        assert_eq!((&late["state"], &late["attempt"]), (&"requested".into(), &0.into()), "{late}");
+        database.finish().await;
+    }
+}
+
+/// Goal: work that `work.shutdown` leaves no time for is broken off on the server as well and given back, so that another daemon finishes it.
+/// Method: a migration of a minute, a second of time.
+#[tokio::test]
+async fn what_takes_too_long_is_broken_off() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = slow(&database, folder.path(), 60).setting("work.shutdown", "1s");
+    let (daemon, key) = work_in_hand(&database, &program).await;
+    let daemon = daemon.allow("work.shutdown is over").allow("broken off");
+    assert!(daemon.terminate().await.success());
+    until("the migration is stopped", SOON, async || sleeping(&database).await == 0).await;
+    let left = row(&database, &key).await;
+    assert_eq!((&left["leased_until"], &left["failures"]), (&serde_json::Value::Null, &0.into()), "{left}");
+    let other = slow(&database, folder.path(), 0).start();
+    until("another finishes it", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    assert!(other.terminate().await.success());
+    database.finish().await;
+}
+
+/// Goal: a second signal ends the daemon at once, with the code of that signal; the work is taken up after its lease. Method: a migration
+/// of a minute, and both signals.
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let database = TestDatabase::new().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = slow(&database, folder.path(), 60).setting("work.lease", "4s");
+        let (mut daemon, key) = work_in_hand(&database, &program).await;
+        daemon.signal(Signal::TERM);
+        daemon.wait_for_line("no new work", SOON).await;
+        let asked = Instant::now();
+        daemon.signal(signal);
+        assert_eq!(daemon.allow("a second signal").finish().await.code(), Some(code));
+        assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+        let other = slow(&database, folder.path(), 0).start();
+        until("another takes it up", SOON, async || row(&database, &key).await["state"] == "ready").await;
+        assert!(other.terminate().await.success());
+        database.finish().await;
+    }
+}
+
+async fn all_have(database: &TestDatabase, version: i64) -> bool {
+    let others = "select count(*) from tenantd.tenant where state <> 'ready' or version is distinct from $1";
+    database.superuser().await.query_one(others, &[&version]).await.expect("count").get::<_, i64>(0) == 0
+}
+
+/// Goal: SIGHUP brings a new migration to every tenant; a broken folder leaves the last good set in force and says so, until it is mended.
+/// Method: three tenants, a folder that grows, breaks, and is mended; a signup while it is broken; readiness over HTTP.
+#[tokio::test]
+async fn a_hang_up_reads_the_migrations_again() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = Pages::reserve();
+    let program =
+        slow(&database, folder.path(), 0).setting("sweep.every", "1h").setting("http.listen", &pages.listen());
+    let mut daemon = program.start().allow("nothing was reloaded");
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    for number in 0..3 {
+        database.sign_up(&format!("{number}@example.org")).await;
+    }
+    until("all are ready", SOON, async || all_have(&database, 1).await).await;
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    daemon.hang_up();
+    until("all have the second", SOON, async || all_have(&database, 2).await).await;
+    assert!(pages.ready_is(200, "").await);
+
+    write_migrations(folder.path(), &[("0003_third.sql", "create table third ();"), ("fourth.sql", "select 4;")]);
+    daemon.hang_up();
+    daemon.wait_for_line("nothing was reloaded", SOON).await;
+    assert!(pages.ready_is(503, "fourth.sql").await, "{:?}", pages.get("/readyz").await);
+    database.sign_up("meanwhile@example.org").await;
+    until("the last good set is in force", SOON, async || all_have(&database, 2).await).await;
+
+    std::fs::remove_file(folder.path().join("fourth.sql")).expect("mend the folder");
+    daemon.hang_up();
+    until("all have the third", SOON, async || all_have(&database, 3).await).await;
+    assert!(pages.ready_is(200, "").await, "{:?}", pages.get("/readyz").await);
+    let said = daemon.lines().iter().filter(|line| line.contains("nothing was reloaded")).count();
+    assert_eq!(said, 1);
+    assert!(daemon.terminate().await.success());
     database.finish().await;
 }

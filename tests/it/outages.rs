@@ -1,0 +1,210 @@
+//! The main database comes and goes; the daemon stays, says so, and goes on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixDatagram;
+use tokio::sync::watch;
+
+use crate::fleet::row;
+use crate::pages::Pages;
+use crate::support::daemon::{Daemon, Program};
+use crate::support::database::{APP_PASSWORD, TestDatabase};
+use crate::support::process::tell;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::server::{Stop, TestServer};
+use crate::support::until::until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Lets a daemon say what an outage makes it say.
+fn through_an_outage(daemon: Daemon) -> Daemon {
+    let said = [
+        "tenantd cannot begin yet",
+        "the registry cannot be read",
+        "the doorbell is not heard",
+        "the server fails",
+        "the server failed",
+        "the sweep could not",
+        "the installation is not as it should be",
+        "left alone",
+        "leases were not given back",
+    ];
+    said.into_iter().fold(daemon, Daemon::allow)
+}
+
+/// Goal: a database that is down at boot is waited for: the service counts as started, says why it waits, and goes on by itself within ten
+/// seconds of the server's start. Method: a server of its own, started after the daemon; a socket in systemd's place.
+#[tokio::test]
+async fn a_database_that_is_down_at_boot_is_waited_for() {
+    let server = TestServer::builder().start();
+    let database = TestDatabase::on(&server).await;
+    server.stop(Stop::Fast);
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("bind");
+    let pages = Pages::reserve();
+    let program = Program::for_database(&database)
+        .variable("NOTIFY_SOCKET", &path.display().to_string())
+        .setting("http.listen", &pages.listen());
+    let daemon = through_an_outage(program.start());
+    let heard = hear(&socket, "READY=1").await;
+    assert!(heard.contains("STATUS=waiting: ") && heard.contains("refused"), "{heard}");
+    daemon.wait_for_line("tenantd cannot begin yet", SOON).await;
+    assert!(pages.ready_is(503, "main_database").await, "{:?}", pages.get("/readyz").await);
+    assert_eq!(pages.get("/healthz").await.map(|(status, _)| status), Some(200), "waiting is no illness");
+    let mut stopped = through_an_outage(program.setting("http.listen", "").start());
+    stopped.wait_for_line("tenantd cannot begin yet", SOON).await;
+    let asked = Instant::now();
+    stopped.signal(crate::support::process::Signal::TERM);
+    assert_eq!(stopped.finish().await.code(), Some(0), "nothing to wait for");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    server.start();
+    let started = Instant::now();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    tell(&format!("at work {:?} after the server's start", started.elapsed()));
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    hear(&socket, "READY=1\nSTATUS=turning signups").await;
+    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    let said = daemon.lines().iter().filter(|line| line.contains("cannot begin yet")).count();
+    assert_eq!(said, 1, "one ERROR for one outage");
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// The next message to systemd that contains `text`.
+async fn hear(socket: &UnixDatagram, text: &str) -> String {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = tokio::time::timeout(SOON, socket.recv(&mut buffer)).await.expect("in time").expect("receive");
+        let heard = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if heard.contains(text) {
+            return heard;
+        }
+    }
+}
+
+/// Signs up again and again, through every outage, until `enough`; returns the keys whose commit was answered.
+async fn sign_up_always(server: Arc<TestServer>, database: String, enough: watch::Receiver<bool>) -> Vec<String> {
+    let mut keys = Vec::new();
+    while !*enough.borrow() {
+        let Ok(app) = server.try_client("app", APP_PASSWORD, &database).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let insert = "insert into public.users (email) values (gen_random_uuid()::text) returning id::text";
+        while let Ok(row) = app.query_one(insert, &[]).await {
+            keys.push(row.get(0));
+            if *enough.borrow() {
+                break;
+            }
+            // One at a time is enough: the tenant is in hand or ready when the next one comes.
+            let _ = app.query_one("select tenantd.wait($1, '200ms')", &[&keys.last()]).await;
+        }
+    }
+    keys
+}
+
+/// Goal: a server that restarts under signups costs no signup its tenant. Method: fast and immediate stops of a server of its own while
+/// the application signs up; afterwards every user has a tenant that is ready.
+#[tokio::test]
+async fn a_restart_of_the_server_loses_nothing() {
+    let server = TestServer::builder().start();
+    let database = TestDatabase::on(&server).await;
+    let pages = Pages::reserve();
+    let daemon = through_an_outage(Program::for_database(&database).setting("http.listen", &pages.listen()).start());
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let (enough, watched) = watch::channel(false);
+    let tasks = tenantd::tasks::Tasks::new();
+    let signing_up = tasks.spawn("signups", sign_up_always(Arc::clone(&server), database.name().to_owned(), watched));
+    let ready = async |more: i64| {
+        let eye = database.superuser().await;
+        let count = "select count(*) from tenantd.tenant where state = 'ready'";
+        let before: i64 = eye.query_one(count, &[]).await.expect("count").get(0);
+        until("tenants become ready", SOON, async || {
+            eye.query_one(count, &[]).await.expect("count").get::<_, i64>(0) >= before + more
+        })
+        .await;
+    };
+    for stop in [Stop::Fast, Stop::Immediate] {
+        ready(3).await;
+        server.stop(stop);
+        until("it says that it is not ready", SOON, async || pages.ready_is(503, "main_database").await).await;
+        server.start();
+        let started = Instant::now();
+        ready(1).await;
+        tell(&format!("a tenant ready {:?} after the server's start", started.elapsed()));
+    }
+    enough.send_replace(true);
+    let keys = signing_up.await.expect("it ends");
+    assert!(keys.len() >= 8, "{keys:?}");
+    until("every user has a tenant that is ready", SOON, async || {
+        let missing = "select count(*) from public.users u left join tenantd.tenant t on t.key = u.id::text
+                       where t.state is distinct from 'ready'";
+        database.superuser().await.query_one(missing, &[]).await.expect("count").get::<_, i64>(0) == 0
+    })
+    .await;
+    for key in keys {
+        assert_eq!(row(&database, &key).await["state"], "ready");
+    }
+    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// A network falls silent, and speaks again.
+async fn silence(notify: &str) {
+    let database = TestDatabase::new().await;
+    let proxy = Proxy::start(database.server().address()).await;
+    let pages = Pages::reserve();
+    let program = Program::for_database(&database)
+        .setting("main.url", &proxy.url(&database.url(), database.server().address()))
+        .setting("signup.notify", notify)
+        // A claim that was on its way when the network fell silent reaches the server in the end, and nobody knows of it.
+        .setting("work.lease", "6s")
+        .setting("http.listen", &pages.listen());
+    let daemon = through_an_outage(program.start());
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    proxy.set(Mode::Hold);
+    let held = Instant::now();
+    until("it is noticed", 2 * SOON, async || pages.ready_is(503, "main_database").await).await;
+    tell(&format!("noticed {:?} after the network fell silent, notify = {notify}", held.elapsed()));
+    assert!(held.elapsed() < Duration::from_secs(45), "{:?}", held.elapsed());
+    assert_eq!(pages.get("/healthz").await.map(|(status, _)| status), Some(200), "no loop is stuck");
+    let key = database.sign_up("in the silence").await;
+    proxy.set(Mode::Pass);
+    until("its tenant is ready", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    assert!(daemon.terminate().await.success());
+    drop(proxy);
+    database.finish().await;
+}
+
+/// Goal: a network that swallows everything without a word is noticed within about half a minute, and when it is mended the daemon goes on.
+/// Method: a proxy that holds; keepalives cannot see it, since the proxy itself answers them.
+#[tokio::test]
+async fn a_silent_network_is_noticed() {
+    silence("true").await;
+}
+
+/// Goal and method: the same without the doorbell, whose pings notice nothing then.
+#[tokio::test]
+async fn a_silent_network_is_noticed_without_the_bell() {
+    silence("false").await;
+}
+
+/// Goal: SIGTERM ends the daemon also where the main database does not answer any more. Method: a proxy that holds.
+#[tokio::test]
+async fn a_silent_network_does_not_keep_the_daemon_from_ending() {
+    let database = TestDatabase::new().await;
+    let proxy = Proxy::start(database.server().address()).await;
+    let url = proxy.url(&database.url(), database.server().address());
+    let program = Program::for_database(&database).setting("main.url", &url).setting("work.shutdown", "2s");
+    let daemon = through_an_outage(program.start()).allow("work.shutdown is over");
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    proxy.set(Mode::Hold);
+    assert!(daemon.terminate().await.success());
+    drop(proxy);
+    database.finish().await;
+}
