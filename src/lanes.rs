@@ -1,14 +1,12 @@
 //! The lanes: tenants under work at the same time, and what their ends mean for the daemon.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::error::{Error, Kind};
+use crate::error::Kind;
 use crate::intake::tell_once;
 use crate::notices;
 use crate::provision::{Context, Outcome, reconcile};
@@ -130,12 +128,7 @@ impl Lanes {
         let began = Instant::now();
         let key = claim.key.clone();
         let age = claim.age;
-        let outcome = AssertUnwindSafe(reconcile(context, claim)).catch_unwind().await.unwrap_or_else(|_| {
-            Outcome::Left(Error::new(
-                Kind::Other,
-                "the work panicked; the lease ends by itself and the tenant is tried again",
-            ))
-        });
+        let outcome = reconcile(context, claim).await;
         self.metrics.reconciled(&outcome, age, began.elapsed());
         self.tell(&key, &outcome);
         notices::tell_made(&self.ready, &key, &outcome);

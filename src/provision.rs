@@ -1,9 +1,11 @@
 //! Reconcile: bring one claimed tenant from what is observed to what is desired. The only way a tenant ever changes.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
@@ -146,7 +148,7 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
     let until = Mutex::new(claim.until);
     async {
         let worked = tokio::select! {
-            worked = work(context, claim.clone(), &until) => worked,
+            worked = AssertUnwindSafe(work(context, claim.clone(), &until)).catch_unwind() => worked.unwrap_or_else(|_| Err(panicked())),
             error = keep_lease(&context.registry, &claim, &until) => Err(Failure { error, step: "renew" }),
         };
         match worked {
@@ -156,6 +158,13 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
     }
     .instrument(span)
     .await
+}
+
+/// A panic is a fault of ours: it counts against the tenant, so that it is not tried for ever, and takes nothing else down.
+fn panicked() -> Failure {
+    let error = Error::new(Kind::Other, "the work panicked")
+        .hint("this is a fault of tenantd: report it with the trace on stderr");
+    Failure { error, step: "panic" }
 }
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {

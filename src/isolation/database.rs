@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
-use crate::plan::{Database, Desired, Observed, Step};
+use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
 use crate::registry::hand_over::{HandOver, grant_connect};
@@ -162,16 +162,7 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let database = admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?;
-        let mut database = database.map(|seen| Database {
-            oid: seen.oid,
-            owner: seen.owner,
-            ours: seen.ours,
-            valid: seen.valid,
-            open: seen.open,
-            public: seen.public,
-            applied: None,
-        });
+        let mut database = admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?;
         if let Some(seen) = &mut database
             && seen.ours
             && seen.valid

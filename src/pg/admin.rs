@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::{Doing, quote};
 use crate::error::{Error, Kind, Result};
+use crate::plan::Database;
 use crate::tenant::SPARE_PREFIX;
 
 /// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more.
@@ -15,28 +16,11 @@ const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a connection of ours may take to vanish from a database that is about to be renamed.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A database in the server's catalogue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// Its oid.
-    pub oid: u32,
-    /// The role that owns it.
-    pub owner: String,
-    /// Whether its comment is the marker asked for.
-    pub ours: bool,
-    /// Whether it is whole: false after an interrupted CREATE or DROP.
-    pub valid: bool,
-    /// Whether it takes connections.
-    pub open: bool,
-    /// Whether PUBLIC may connect.
-    pub public: bool,
-}
-
-/// Looks for the database `name`; `None` when there is none.
+/// Looks at the database `name` from outside: `ours` if its comment is `marker`. `None` when there is none.
 ///
 /// # Errors
 /// The server cannot be asked.
-pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Seen>> {
+pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Database>> {
     let doing = || format!("look for the database {name:?}");
     let row = client
         .query_typed_opt(
@@ -48,14 +32,15 @@ pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Se
         )
         .await
         .doing(doing)?;
-    let read = |row: &tokio_postgres::Row| -> std::result::Result<Seen, tokio_postgres::Error> {
-        Ok(Seen {
+    let read = |row: &tokio_postgres::Row| -> std::result::Result<Database, tokio_postgres::Error> {
+        Ok(Database {
             oid: row.try_get("oid")?,
             owner: row.try_get("owner")?,
             ours: row.try_get("ours")?,
             valid: row.try_get("valid")?,
             open: row.try_get("open")?,
             public: row.try_get("public")?,
+            applied: None,
         })
     };
     row.as_ref().map(read).transpose().doing(doing)
