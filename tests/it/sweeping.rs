@@ -335,7 +335,7 @@ async fn two_that_saw_the_same_room_step_back() {
             futures_util::future::join_all(claims.into_iter().map(|claim| reconcile(&fleet.context, claim))).await
         {
             match outcome {
-                Outcome::Ready { made: true, .. } => made += 1,
+                Outcome::Ready { made: is_new, .. } => made += usize::from(is_new),
                 Outcome::Left(error) => assert_eq!(error.kind(), Kind::Braked, "{}", error.chain()),
                 other => panic!("{other:?}"),
             }
