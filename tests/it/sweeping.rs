@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tenantd::provision::Outcome;
+use tenantd::error::Kind;
+use tenantd::provision::{Outcome, reconcile};
+use tenantd::registry::claim::Claim;
 use tenantd::sweep::{Run, sweep};
 use tenantd::tasks::Tasks;
 use tenantd::tenant::spare_name;
@@ -172,7 +174,7 @@ async fn a_tenant_under_work_is_counted_busy() {
     let report = fleet.sweep().await;
     assert_eq!((report.busy, report.made, report.failed.len()), (1, 1, 0), "{report:?}");
     assert_eq!(row(&database, &claim.key).await["attempt"].as_i64(), Some(1), "not claimed again");
-    let outcome = tenantd::provision::reconcile(&fleet.context, claim).await;
+    let outcome = reconcile(&fleet.context, claim).await;
     assert!(matches!(outcome, Outcome::Ready { made: true, .. }), "{outcome:?}");
     fleet.close().await;
     database.finish().await;
@@ -316,6 +318,41 @@ async fn sweeps_keep_to_the_brakes() {
     execute(&database, "update tenantd.tenant set ready_at = ready_at - interval '61 min' where state = 'ready'").await;
     let report = fleet.sweep().await;
     assert_eq!((report.made, report.braked), (2, 0), "{report:?}");
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: two that saw the same room do not go beyond it together. Method: room for one, two tenants claimed before either is made: at
+/// least one steps back, and nothing is counted against it; tried again alone, it is still so.
+#[tokio::test]
+async fn two_that_saw_the_same_room_step_back() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[("tenant.max", "1")]).await;
+    sign_up(&database, 2).await;
+    let reconcile_all = async |claims: Vec<Claim>| {
+        let mut made = 0;
+        for outcome in
+            futures_util::future::join_all(claims.into_iter().map(|claim| reconcile(&fleet.context, claim))).await
+        {
+            match outcome {
+                Outcome::Ready { made: is_new, .. } => made += usize::from(is_new),
+                Outcome::Left(error) => assert_eq!(error.kind(), Kind::Braked, "{}", error.chain()),
+                other => panic!("{other:?}"),
+            }
+        }
+        made
+    };
+    let claims = fleet.registry().claim_due(2, 2, Duration::from_mins(1)).await.expect("claim");
+    let keys: Vec<String> = claims.iter().map(|claim| claim.key.clone()).collect();
+    assert!(reconcile_all(claims).await <= 1, "one may be made once the other has stepped back");
+    for key in &keys {
+        let claims = fleet.registry().claim_keys(std::slice::from_ref(key), Duration::from_mins(1)).await;
+        reconcile_all(claims.expect("claim")).await;
+    }
+    let waiting =
+        "state = 'requested' and work = 'due' and failures = 0 and error_kind is null and leased_until is null";
+    assert_eq!((count(&database, "state = 'ready'").await, count(&database, waiting).await), (1, 1));
+    assert_eq!(database.tenant_databases().await.len(), 1);
     fleet.close().await;
     database.finish().await;
 }
