@@ -79,6 +79,13 @@ pub enum Outcome {
 struct Failure {
     error: Error,
     step: &'static str,
+    /// The newest migration that the tenant has all the same, where that may have changed.
+    version: Option<i64>,
+}
+
+/// The failure of `step`.
+fn at(step: &'static str) -> impl Fn(Error) -> Failure {
+    move |error| Failure { error, step, version: None }
 }
 
 impl Context {
@@ -149,7 +156,7 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
     async {
         let worked = tokio::select! {
             worked = AssertUnwindSafe(work(context, claim.clone(), &until)).catch_unwind() => worked.unwrap_or_else(|_| Err(panicked())),
-            error = keep_lease(&context.registry, &claim, &until) => Err(Failure { error, step: "renew" }),
+            error = keep_lease(&context.registry, &claim, &until) => Err(at("renew")(error)),
         };
         match worked {
             Ok(outcome) => outcome,
@@ -164,11 +171,10 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
 fn panicked() -> Failure {
     let error = Error::new(Kind::Other, "the work panicked")
         .hint("this is a fault of tenantd: report it with the trace on stderr");
-    Failure { error, step: "panic" }
+    at("panic")(error)
 }
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {
-    let at = |step: &'static str| move |error: Error| Failure { error, step };
     reach(Point::Claimed);
     let name = name(context, &mut claim).await.map_err(at("name"))?;
     let access = context.access();
@@ -209,7 +215,6 @@ async fn approach(
     desired: &Desired<'_>,
     until: &Mutex<Instant>,
 ) -> std::result::Result<Outcome, Failure> {
-    let at = |step: &'static str| move |error: Error| Failure { error, step };
     let mut migrated = Vec::new();
     for _ in 0..LOOKS {
         let observed = isolation.observe(claim, desired).await.map_err(of_tenant).map_err(at("observe"))?;
@@ -233,7 +238,11 @@ async fn approach(
                 brake(context).await.map_err(at(step.word()))?;
             }
             let applied = isolation.apply(claim, desired, step, &done).instrument(span).await;
-            applied.map_err(|error| if here { of_tenant(error) } else { error }).map_err(at(step.word()))?;
+            if let Err(error) = applied {
+                // Of several migrations the first may be in, and usable.
+                let version = if here && matches!(step, Step::Migrate(_)) { isolation.version().await } else { None };
+                return Err(Failure { error: if here { of_tenant(error) } else { error }, step: step.word(), version });
+            }
             match step {
                 Step::Migrate(versions) => migrated.extend(versions),
                 Step::HandOver => return Ok(Outcome::Ready { made: true, migrated }),
@@ -297,7 +306,7 @@ async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) 
 }
 
 /// Records a failure as its class demands.
-async fn fail(context: &Context, claim: &Claim, Failure { error, step }: Failure) -> Outcome {
+async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }: Failure) -> Outcome {
     let next = match error.class() {
         Class::Server => {
             give_back(context, claim, AFTER_SERVER_FAILURE).await;
@@ -317,7 +326,7 @@ async fn fail(context: &Context, claim: &Claim, Failure { error, step }: Failure
         Next::After(delay) => Again::After(delay),
         Next::Park => Again::Parked,
     };
-    match context.registry.record_failure(claim, &error, step, again).await {
+    match context.registry.record_failure(claim, &error, step, again, version).await {
         Ok(()) => Outcome::Failed { error, parked: next == Next::Park },
         Err(unrecorded) if unrecorded.class() == Class::Leave => Outcome::Left(unrecorded),
         Err(unrecorded) => Outcome::Server(unrecorded),

@@ -208,6 +208,11 @@ impl Isolation for DatabaseIsolation<'_> {
         }
     }
 
+    async fn version(&mut self) -> Option<i64> {
+        let rows = History::tenant(SCHEMA).read(self.inside.as_ref()?).await.ok()?;
+        rows.iter().map(AppliedRow::recorded).filter(|row| row.finished).map(|row| row.entry.version).max()
+    }
+
     async fn give_up(&mut self) {
         self.leave().await;
         let Some(spare) = self.spare.take() else { return };

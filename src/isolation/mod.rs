@@ -24,6 +24,9 @@ pub trait Isolation: Send {
         done: &Done,
     ) -> impl Future<Output = Result<()>> + Send;
 
+    /// The newest migration that a tenant which stands has now; `None` when that cannot be told.
+    fn version(&mut self) -> impl Future<Output = Option<i64>> + Send;
+
     /// Takes back what a failed attempt left half-made. Best effort: what stays is found by the next sweep.
     fn give_up(&mut self) -> impl Future<Output = ()> + Send;
 }

@@ -191,11 +191,19 @@ impl Registry {
         fenced(recorded, claim)
     }
 
-    /// Records that `step` failed, counts the failure, and gives the lease back.
+    /// Records that `step` failed, counts the failure, and gives the lease back. `version`: the migration that the tenant has all the same, where
+    /// that may have changed.
     ///
     /// # Errors
     /// [`Kind::LeaseLost`] when somebody else has the tenant by now: nothing was written.
-    pub async fn record_failure(&self, claim: &Claim, error: &Error, step: &str, again: Again) -> Result<()> {
+    pub async fn record_failure(
+        &self,
+        claim: &Claim,
+        error: &Error,
+        step: &str,
+        again: Again,
+        version: Option<i64>,
+    ) -> Result<()> {
         let (work, delay) = match again {
             Again::After(delay) => (Work::Failing, delay),
             Again::Parked => (Work::Parked, Duration::ZERO),
@@ -206,7 +214,8 @@ impl Registry {
         };
         let recorded = self.execute(
                 "update tenantd.tenant set work = $3, failures = failures + 1, due_at = now() + $4 * interval '1 second',
-                 leased_until = null, leased_by = null, error_kind = $5, error_text = $6, error_sqlstate = $7, error_step = $8
+                 leased_until = null, leased_by = null, error_kind = $5, error_text = $6, error_sqlstate = $7, error_step = $8,
+                 migrated_at = case when $9 > version then now() else migrated_at end, version = coalesce($9, version)
                  where key = $1 and attempt = $2",
                 &[
                     (&claim.key, Type::TEXT),
@@ -217,6 +226,7 @@ impl Registry {
                     (&text, Type::TEXT),
                     (&error.code(), Type::TEXT),
                     (&step, Type::TEXT),
+                    (&version, Type::INT8),
                 ], || "record the failure".to_owned()).await?;
         fenced(recorded, claim)
     }

@@ -139,7 +139,7 @@ async fn every_write(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> V
     failed.extend([
         ("give_name", registry.give_name(claim, "late").await.expect_err("fenced")),
         ("record_done", registry.record_done(claim, &done).await.expect_err("fenced")),
-        ("record_failure", registry.record_failure(claim, &failure, "late", again).await.expect_err("fenced")),
+        ("record_failure", registry.record_failure(claim, &failure, "late", again, None).await.expect_err("fenced")),
         ("release", registry.release(claim, Duration::ZERO).await.expect_err("fenced")),
     ]);
     failed

@@ -92,6 +92,36 @@ async fn a_tenant_that_breaks_a_migration_fails_alone() {
     database.finish().await;
 }
 
+/// Goal: of two migrations the first stays applied when the second fails, and the registry says so, since the application relies on the
+/// version. Method: both pending at once, a row that breaks the second.
+#[tokio::test]
+async fn the_version_reached_before_a_failure_is_recorded() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[LOG]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let key = sign_up(&database, 1).await.remove(0);
+    assert_eq!(fleet.sweep().await.made, 1);
+    fleet.close().await;
+    in_tenant(&database, &key, "insert into log values ('too long')").await;
+    write_migrations(
+        folder.path(),
+        &[
+            ("0002_more.sql", "create table more ();\n"),
+            ("0003_short.sql", "alter table log add constraint short check (length(message) < 5);\n"),
+        ],
+    );
+
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let report = fleet.sweep().await;
+    assert_eq!(report.failed.len(), 1, "{report:?}");
+    let failed = row(&database, &key).await;
+    assert_eq!((failed["version"].as_i64(), failed["work"].as_str()), (Some(2), Some("failing")));
+    assert!(tables(&database, &key).await.contains("more"), "it is usable at version 2");
+    fleet.close().await;
+    database.finish().await;
+}
+
 /// Goal: a broken migration parks its tenants, and another set, taken over by SIGHUP, makes them due again. Method: a running daemon, a file
 /// with an error, the file mended.
 #[tokio::test]
