@@ -178,10 +178,11 @@ impl fmt::Display for Kind {
 /// `Display` prints this level alone; [`Error::chain`] prints all levels in one line.
 #[derive(Debug)]
 pub struct Error {
-    message: String,
+    // Boxed, so that a Result stays small.
+    message: Box<str>,
     kind: Kind,
-    sqlstate: Option<String>,
-    hint: Option<String>,
+    sqlstate: Option<Box<str>>,
+    hint: Option<Box<str>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -191,7 +192,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A failure without a deeper cause. `message` says what was found, or what was being done to what.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error { message: message.into(), kind, sqlstate: None, hint: None, source: None }
+        Error { message: message.into().into(), kind, sqlstate: None, hint: None, source: None }
     }
 
     /// Wrong use or a wrong setting: exit code 2.
@@ -209,14 +210,14 @@ impl Error {
     /// Adds what to do about it: one full sentence. An earlier hint, nearer to the cause, is kept.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint.get_or_insert(hint.into());
+        self.hint.get_or_insert(hint.into().into());
         self
     }
 
     /// Adds the server's SQLSTATE.
     #[must_use]
     pub fn sqlstate(mut self, code: impl Into<String>) -> Self {
-        self.sqlstate = Some(code.into());
+        self.sqlstate = Some(code.into().into());
         self
     }
 
@@ -224,7 +225,7 @@ impl Error {
     #[must_use]
     pub fn context(self, doing: impl Into<String>) -> Self {
         Error {
-            message: doing.into(),
+            message: doing.into().into(),
             kind: self.kind,
             sqlstate: self.sqlstate.clone(),
             hint: self.hint.clone(),
@@ -266,7 +267,7 @@ impl Error {
     /// All levels in one line, joined by `: `, the outermost first.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.message.clone();
+        let mut text = self.message.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             text.push_str(": ");
