@@ -41,9 +41,7 @@ impl Page {
 
     /// What somebody else said or wrote: each of its lines as it is, but for those that are too long.
     pub(crate) fn quote(&self, text: &str) {
-        for line in text.lines() {
-            self.put(&wrapped(line));
-        }
+        self.put(&wrapped(text));
     }
 
     fn painted(&self, colour: &str, text: &str) -> String {
@@ -57,8 +55,13 @@ impl Page {
     }
 }
 
-/// `text` in lines that fit, all but the first moved in by two; a word that does not fit stays whole. A line that fits stays as it is.
+/// Each line of `text` in lines that fit.
 fn wrapped(text: &str) -> String {
+    text.lines().map(fitted).collect::<Vec<_>>().join("\n")
+}
+
+/// A line that fits stays as it is; else all but its first are moved in by two, and a word that does not fit stays whole.
+fn fitted(text: &str) -> String {
     if text.chars().count() <= WIDTH {
         return text.to_owned();
     }

@@ -1,6 +1,6 @@
 //! The acts in which users sign up, whatever stands in the way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use crate::stage::{DEADLINE, Stage, User};
 use crate::support::daemon::Daemon;
 use crate::support::database::STRANGER_PASSWORD;
 use crate::support::listening::Said;
+use crate::support::until::until;
 
 const ONE_BY_ONE: [&str; 10] = ["ada", "bob", "cleo", "dan", "eve", "fay", "gus", "hana", "ian", "jo"];
 const AT_ONCE: [&str; 4] = ["kim", "leo", "mia", "ned"];
@@ -142,16 +143,15 @@ pub(crate) async fn while_stopped(stage: &mut Stage, daemon: Daemon) -> (Daemon,
 }
 
 async fn conflict(stage: &mut Stage, user: &User, foreign: &str) {
-    let select = "select work, last_error from tenantd.tenants where key = $1 and work = 'parked'";
-    let began = Instant::now();
-    let row = loop {
-        assert!(began.elapsed() < DEADLINE, "{} is not parked", user.email);
-        if let Some(row) = stage.app.client.query_opt(select, &[&user.key]).await.expect("read the view") {
-            break row;
-        }
-        tokio::task::yield_now().await;
-    };
-    let error: &str = row.get(1);
+    let select = "select last_error from tenantd.tenants where key = $1 and work = 'parked'";
+    let mut parked: Option<String> = None;
+    until("the tenant in whose way something stands is parked", DEADLINE, async || {
+        let row = stage.app.client.query_opt(select, &[&user.key]).await.expect("read the view");
+        parked = row.map(|row| row.get(0));
+        parked.is_some()
+    })
+    .await;
+    let error = parked.expect("waited for");
     assert!(error.starts_with("conflict: "), "{error}");
     stage.page.trouble(&format!("{}: parked, {error}", user.email));
     let admin = stage.database.superuser().await;
@@ -172,6 +172,8 @@ pub(crate) async fn while_locked(stage: &mut Stage, figures: &mut Figures) -> Ve
     let user = stage.sign_up(&["sam"]).await.remove(0);
     admin.batch_execute("rollback").await.expect("unlock the registry");
     figures.locked = user.statement;
+    let one_wait = Duration::from_millis(200)..Duration::from_secs(2);
+    assert!(one_wait.contains(&user.statement), "the signup took {:?}", user.statement);
     stage.page.line(&format!(
         "The signup commits after {}: one lock_timeout of 200 ms. Its client is told:",
         time(user.statement)
