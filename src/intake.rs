@@ -184,6 +184,7 @@ impl Intake {
         if !context.relations.refused.is_empty() {
             return Ok(Looked::Claimed(0));
         }
+        context.registry.release_owed().await?;
         let making = self.brakes.allow(&context, free).await?;
         let claims = context.registry.claim_due(making, free, context.config.work.lease).await?;
         self.metrics.looked();

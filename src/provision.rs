@@ -158,10 +158,12 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
             worked = AssertUnwindSafe(work(context, claim.clone(), &until)).catch_unwind() => worked.unwrap_or_else(|_| Err(panicked())),
             error = keep_lease(&context.registry, &claim, &until) => Err(at("renew")(error)),
         };
-        match worked {
+        let outcome = match worked {
             Ok(outcome) => outcome,
             Err(failure) => fail(context, &claim, failure).await,
-        }
+        };
+        context.registry.put_down(&claim);
+        outcome
     }
     .instrument(span)
     .await
@@ -329,14 +331,18 @@ async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }
     match context.registry.record_failure(claim, &error, step, again, version).await {
         Ok(()) => Outcome::Failed { error, parked: next == Next::Park },
         Err(unrecorded) if unrecorded.class() == Class::Leave => Outcome::Left(unrecorded),
-        Err(unrecorded) => Outcome::Server(unrecorded),
+        Err(unrecorded) => {
+            context.registry.owe();
+            Outcome::Server(unrecorded)
+        }
     }
 }
 
-/// A lease that cannot be given back ends by itself.
+/// A lease that cannot be given back now is owed, and ends by itself at the latest.
 async fn give_back(context: &Context, claim: &Claim, after: Duration) {
     if let Err(error) = context.registry.release(claim, after).await {
-        tracing::debug!(error = error.chain(), "the lease was not given back and ends by itself");
+        context.registry.owe();
+        tracing::debug!(error = error.chain(), "the lease was not given back yet");
     }
 }
 

@@ -9,7 +9,7 @@ use super::{ExitStatus, output};
 use crate::error::{Error, Result};
 use crate::sweep::{Failed, Report};
 
-/// Writes what a sweep did: a line for each tenant that failed, then the totals; or one object.
+/// Writes what a sweep did: each tenant that failed, then the totals; or one object.
 ///
 /// Returns [`ExitStatus::Well`] when every tenant is as it should be, [`ExitStatus::Unreachable`] when the main database was lost on the
 /// way, else [`ExitStatus::Findings`].
@@ -122,16 +122,15 @@ fn besides(report: &Report) -> String {
     text
 }
 
-/// The whole chain with SQLSTATE and advice, in one line.
+/// The whole chain with its SQLSTATE; further lines of it, and the advice, stand below, indented.
 fn in_full(error: &Error) -> String {
-    let mut text = output::line(&error.chain());
-    if let Some(code) = error.code().filter(|code| !text.contains(&format!("SQLSTATE {code}"))) {
-        let _ = write!(text, " (SQLSTATE {code})");
+    let chain = error.chain();
+    let mut lines: Vec<String> = chain.lines().map(|line| output::line(line.trim())).collect();
+    if let Some(code) = error.code().filter(|code| !chain.contains(&format!("SQLSTATE {code}"))) {
+        let _ = write!(lines[0], " (SQLSTATE {code})");
     }
-    if let Some(advice) = error.advice() {
-        let _ = write!(text, "; {}", output::line(advice));
-    }
-    text
+    lines.extend(error.advice().map(|advice| format!("hint: {}", output::line(advice))));
+    lines.join("\n    ")
 }
 
 #[cfg(test)]
@@ -188,10 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_one_line_each_before_the_totals() {
+    fn failures_are_told_before_the_totals() {
         let expected = "\
-a failed: m/0002_b.sql:1:8: column \"x\" does not exist (SQLSTATE 42703)      1 | select x; perhaps y
-b  \\u{1b}[2J parked: the database \"tenant_b\" exists; rename it
+a failed: m/0002_b.sql:1:8: column \"x\" does not exist (SQLSTATE 42703)
+    1 | select x
+    hint: perhaps y
+b  \\u{1b}[2J parked: the database \"tenant_b\" exists
+    hint: rename it
 c failed: create database \"x\": permission denied (SQLSTATE 42501)
 swept in 1.2 s: 9 chosen, 5 ready (1 made, 3 migrated), 3 failed (1 of them parked)
 2 of them for users that had no tenant
@@ -221,7 +223,8 @@ swept in 1.2 s: 9 chosen, 5 ready (1 made, 3 migrated), 3 failed (1 of them park
         };
         let expected = "\
 swept in 0 ms: 8 chosen, 0 ready (0 made, 0 migrated), 0 failed (0 of them parked)
-users without a tenant were not looked for: row level security; bypassrls
+users without a tenant were not looked for: row level security
+    hint: bypassrls
 ended early by the server: no answer
 7 tenants not reached, because the sweep ended early
 ";

@@ -126,6 +126,7 @@ impl<'a> DatabaseIsolation<'a> {
             statement_timeout: migrate::STATEMENT_TIMEOUT,
             applied_by: self.registry.worker.clone(),
             out_of_order: desired.out_of_order,
+            fresh: self.spare.is_some(),
         };
         let session = self.session(claim, &name).await?;
         executor.apply(session, || server.connect(Some(&name), &application_name)).await?;

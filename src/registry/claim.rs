@@ -2,6 +2,9 @@
 //!
 //! Every write after a claim names its attempt. `attempt` only grows, so that a daemon which lost its lease writes nothing.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
@@ -110,9 +113,8 @@ impl Registry {
                 ],
                 || "claim due tenants".to_owned(),
             )
-            .await
-            .map_err(damaged)?;
-        rows.iter().map(|row| read(row, asked, lease)).collect()
+            .await;
+        self.taken(rows, asked, lease)
     }
 
     /// Takes those of `keys` that nobody else works on and that are not held, due or not.
@@ -127,9 +129,8 @@ impl Registry {
                 &[(&keys, Type::TEXT_ARRAY), (&lease.as_secs_f64(), Type::FLOAT8), (&self.worker, Type::TEXT)],
                 || format!("claim {} tenants", keys.len()),
             )
-            .await
-            .map_err(damaged)?;
-        rows.iter().map(|row| read(row, asked, lease)).collect()
+            .await;
+        self.taken(rows, asked, lease)
     }
 
     /// Makes the lease of `claim` as long as at its start again.
@@ -246,6 +247,50 @@ impl Registry {
             )
             .await?;
         fenced(released, claim)
+    }
+
+    /// The work on the tenant has ended, however it did.
+    pub fn put_down(&self, claim: &Claim) {
+        self.keys_in_hand().remove(&claim.key);
+    }
+
+    /// A lease may stand that nobody works under; see [`Registry::release_owed`].
+    pub fn owe(&self) {
+        self.in_hand.owed.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives back the leases of this process that nobody works under, if there may be any: after an outage their tenants would otherwise wait
+    /// until the leases end. Nothing is asked when there can be none.
+    ///
+    /// # Errors
+    /// The main database cannot be reached: they are still owed.
+    pub async fn release_owed(&self) -> Result<()> {
+        if !self.in_hand.owed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
+        let released = self
+            .execute(
+                "update tenantd.tenant set leased_until = null, leased_by = null,
+                 due_at = case when work in ('due', 'failing') then now() else due_at end
+                 where leased_by = $1 and leased_until > now() and key <> all ($2)",
+                &[(&self.worker, Type::TEXT), (&in_hand, Type::TEXT_ARRAY)],
+                || "give back the leases that nobody works under".to_owned(),
+            )
+            .await;
+        released.map(drop).inspect_err(|_| self.owe())
+    }
+
+    fn keys_in_hand(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.in_hand.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what a claim took, and holds it in hand.
+    fn taken(&self, rows: Result<Vec<Row>>, asked: Instant, lease: Duration) -> Result<Vec<Claim>> {
+        let rows = rows.inspect_err(|_| self.owe()).map_err(damaged)?;
+        let claims: Vec<Claim> = rows.iter().map(|row| read(row, asked, lease)).collect::<Result<_>>()?;
+        self.keys_in_hand().extend(claims.iter().map(|claim| claim.key.clone()));
+        Ok(claims)
     }
 
     /// Gives back every lease of this process, so that nobody waits for them to end. Called when the daemon stops.

@@ -33,7 +33,7 @@ pub struct Installed {
     pub notes: Vec<String>,
 }
 
-const TABLES: [&str; 5] = ["registry", "tenant", "migration_set", "spare", "tenants"];
+const TABLES: [&str; 6] = ["migration", "registry", "tenant", "migration_set", "spare", "tenants"];
 const FUNCTIONS: [&str; 2] = ["wait(text, interval)", "request_again(text[])"];
 
 impl Registry {
@@ -264,6 +264,7 @@ async fn make_registry(
         statement_timeout: migrate::STATEMENT_TIMEOUT,
         applied_by: "setup".to_owned(),
         out_of_order: false,
+        fresh: missing.contains(&"migration".to_owned()),
     };
     match executor.apply(client, || server.connect(None, "tenantd:setup")).await {
         Ok(applied) => changes

@@ -16,6 +16,9 @@ pub mod sets;
 pub mod signup;
 pub mod sweep;
 
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -39,6 +42,16 @@ pub struct Registry {
     pub id: Uuid,
     /// Who claims: `host:pid` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
+    in_hand: Arc<InHand>,
+}
+
+/// The tenants that this process works on, so that leases nobody works under can be told and given back after an outage.
+#[derive(Debug, Default)]
+struct InHand {
+    /// Written by each claim and each end of the work.
+    keys: Mutex<BTreeSet<String>>,
+    /// Whether a lease may stand that nobody works under: a claim without an answer, a tenant that could not be given back.
+    owed: AtomicBool,
 }
 
 /// A process that works on the registry.
@@ -65,7 +78,7 @@ impl Worker {
 
     fn registry(&self, server: &Server, id: Uuid) -> Registry {
         let pool = Pool::new(server.clone(), self.connections, &*self.application_name);
-        Registry { pool, id, worker: self.name.clone() }
+        Registry { pool, id, worker: self.name.clone(), in_hand: Arc::default() }
     }
 }
 

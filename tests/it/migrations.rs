@@ -49,6 +49,7 @@ fn executor(set: &MigrationSet) -> Executor<'_> {
         statement_timeout: STATEMENT_TIMEOUT,
         applied_by: "test".to_owned(),
         out_of_order: false,
+        fresh: false,
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) fn object(status: &Status<'_>) -> Value {
     let counts =
         fleet.counts.iter().map(|count| json!({ "state": count.state, "work": count.work, "tenants": count.tenants }));
     json!({
-        "ok": needs.is_empty(),
+        "ok": status.is_well(),
         "needs_person": needs.iter().map(remark).collect::<Vec<_>>(),
         "good_to_know": status.good_to_know().iter().map(remark).collect::<Vec<_>>(),
         "at": moment(fleet.at),

@@ -60,7 +60,8 @@ enum Standing {
 
 /// Writes how the fleet stands, as text or as one JSON object. Only reads; no tenant is connected to.
 ///
-/// Returns [`ExitStatus::Findings`] when something needs a person, each told with what to do:
+/// Returns [`ExitStatus::Findings`] when a tenant is failing, though it is tried again by itself, or when something needs a person, each told
+/// with what to do:
 /// - a tenant is parked;
 /// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
 /// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps;
@@ -68,7 +69,7 @@ enum Standing {
 /// - the brakes hold tenants back: `tenant.max` is reached, or `tenant.max_per_hour` while tenants wait;
 /// - somebody other than a daemon holds the doorbell's lock, or the server's queue of notifications is half full.
 ///
-/// Else [`ExitStatus::Well`]: failing tenants are tried again by themselves, held users wait for a decision that may stay open.
+/// Else [`ExitStatus::Well`]: held users wait for a decision that may stay open.
 ///
 /// # Errors
 /// The main database cannot be reached, there is no registry, it is damaged, newer, or belongs to another database; `out` cannot be
@@ -88,7 +89,7 @@ pub async fn run(
     } else {
         output::text(out, &text::whole(&status))?;
     }
-    Ok(if status.needs_person().is_empty() { ExitStatus::Well } else { ExitStatus::Findings })
+    Ok(if status.is_well() { ExitStatus::Well } else { ExitStatus::Findings })
 }
 
 impl<'a> Status<'a> {
@@ -105,6 +106,11 @@ impl<'a> Status<'a> {
             relations,
             newer,
         })
+    }
+
+    /// Nothing failed, and nothing needs a person.
+    fn is_well(&self) -> bool {
+        self.needs_person().is_empty() && self.with_work("failing") == 0
     }
 
     /// Tenants that have something to be done: due or failing.

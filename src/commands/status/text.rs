@@ -28,8 +28,10 @@ pub(super) fn whole(status: &Status<'_>) -> String {
     if !notes.is_empty() {
         let _ = write!(text, "\nGood to know:\n{}", told(&notes, &|_| "-".to_owned()));
     }
-    if needs.is_empty() {
+    if status.is_well() {
         text.push_str("\nAll is well.\n");
+    } else if needs.is_empty() {
+        text.push_str("\nNothing needs a person now.\n");
     } else {
         let _ = write!(text, "\nNeeds a person:\n{}", told(&needs, &|index| format!("{}.", index + 1)));
     }

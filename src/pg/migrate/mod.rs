@@ -64,6 +64,8 @@ pub struct Executor<'a> {
     pub applied_by: String,
     /// Whether a version below the newest applied is applied.
     pub out_of_order: bool,
+    /// The schema was made a moment ago and holds no history: it is not looked for, which would leave an ERROR in the server's log.
+    pub fresh: bool,
 }
 
 /// What a call of [`Executor::apply`] came to.
@@ -112,7 +114,7 @@ impl Executor<'_> {
         Connecting: Future<Output = Result<C>>,
     {
         let mut ran = Vec::new();
-        let mut rows = self.history.look(client).await?;
+        let mut rows = if self.fresh { None } else { self.history.look(client).await? };
         let mut pending = self.pending(rows.as_deref().unwrap_or_default())?;
         while let Some(next) = pending.first() {
             let done = match next.mode {
