@@ -385,8 +385,9 @@ async fn a_sweep_by_hand_reports() {
     database.superuser().await.batch_execute(&format!("create database {name}")).await.expect("in the way");
     let failed = program.run(&["--sweep-once"]).await;
     assert_eq!(failed.code(), 1, "{failed:?}");
-    let line = failed.stdout.lines().next().expect("a line");
-    assert!(line.starts_with(&format!("{key} parked: ")) && line.contains("marker; somebody else made it"), "{line}");
+    let lines: Vec<_> = failed.stdout.lines().take(2).collect();
+    assert!(lines[0].starts_with(&format!("{key} parked: ")) && lines[0].ends_with("marker"), "{lines:?}");
+    assert!(lines[1].starts_with("    hint: somebody else made it"), "{lines:?}");
     let json = program.run(&["--sweep-once", "--json"]).await;
     let shown: Value = serde_json::from_str(&json.stdout).expect("JSON");
     assert_eq!((&shown["failed"][0]["key"], &shown["failed"][0]["error"]["kind"]), (&json!(key), &json!("conflict")));
