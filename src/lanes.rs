@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -125,13 +124,10 @@ impl Lanes {
     }
 
     async fn work(&self, context: &Context, claim: Claim) {
-        let began = Instant::now();
-        let key = claim.key.clone();
-        let age = claim.age;
-        let outcome = reconcile(context, claim).await;
-        self.metrics.reconciled(&outcome, age, began.elapsed());
-        self.tell(&key, &outcome);
-        notices::tell_made(&self.ready, &key, &outcome);
+        let ended = reconcile(context, claim).await;
+        self.metrics.reconciled(&ended);
+        self.tell(&ended.key, &ended.outcome);
+        notices::tell_made(&self.ready, &ended);
     }
 
     /// Logs how the work ended, and counts failures of the server.

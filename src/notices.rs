@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, Server, Session};
-use crate::provision::Outcome;
+use crate::provision::{Ended, Outcome};
 use crate::registry::hand_over::notify_ready;
 
 /// Keys sent in one transaction.
@@ -16,11 +16,11 @@ const AT_ONCE: usize = 100;
 /// A notice that comes later than this is of no use.
 const SENT_WITHIN: Duration = Duration::from_secs(15);
 
-/// Hands `key` on to [`send`], if `outcome` made its tenant ready: whichever way it came in, by a ring, a retry or a sweep.
-pub fn tell_made(ready: &mpsc::UnboundedSender<String>, key: &str, outcome: &Outcome) {
+/// Hands the key on to [`send`], if its tenant was made: whichever way it came in, by a ring, a retry or a sweep.
+pub fn tell_made(ready: &mpsc::UnboundedSender<String>, Ended { key, outcome, .. }: &Ended) {
     if let Outcome::Ready { made: true, .. } = outcome {
         // The receiver is gone only while the process ends; the notice is a hint.
-        let _ = ready.send(key.to_owned());
+        let _ = ready.send(key.clone());
     }
 }
 

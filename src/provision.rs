@@ -75,6 +75,19 @@ pub enum Outcome {
     Server(Error),
 }
 
+/// A reconcile that has come to its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// The tenant's key.
+    pub key: String,
+    /// How.
+    pub outcome: Outcome,
+    /// How old the signup was when its tenant was claimed.
+    pub age: Duration,
+    /// How long the work took.
+    pub took: Duration,
+}
+
 /// A failure, and the step it happened at.
 struct Failure {
     error: Error,
@@ -150,7 +163,8 @@ impl Context {
 ///
 /// # Caveats
 /// Dropping the future stops no statement that the server runs already.
-pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
+pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
+    let began = Instant::now();
     let span = tracing::info_span!("reconcile", key = claim.key, attempt = claim.attempt);
     let until = Mutex::new(claim.until);
     async {
@@ -163,7 +177,7 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Outcome {
             Err(failure) => fail(context, &claim, failure).await,
         };
         context.registry.put_down(&claim);
-        outcome
+        Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
     }
     .instrument(span)
     .await

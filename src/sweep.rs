@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
-use crate::provision::{Context, Outcome, drop_strays, reconcile};
+use crate::provision::{Context, Ended, Outcome, drop_strays, reconcile};
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Candidate, Expected};
 use crate::retry::WAIT;
@@ -105,10 +105,10 @@ impl Report {
 struct Told {
     key: String,
     /// `None`: somebody else works on it.
-    outcome: Option<Outcome>,
+    ended: Option<Ended>,
 }
 
-/// Sweeps the fleet. `tell` hears of each tenant's end, with the number ended and the number chosen.
+/// Sweeps the fleet. `tell` hears of each tenant's end (`None`: somebody else works on it), with the number ended and the number chosen.
 ///
 /// # Guarantees
 /// Goes on past failures: one tenant's failure never holds up another. Safe beside running daemons: every tenant is claimed.
@@ -121,7 +121,7 @@ pub async fn sweep(
     table: &Table,
     tasks: &Tasks,
     run: &Run,
-    mut tell: impl FnMut(&str, Option<&Outcome>, usize, usize),
+    mut tell: impl FnMut(Option<&Ended>, usize, usize),
 ) -> Result<Report> {
     let began = Instant::now();
     let mut report = Report::default();
@@ -190,7 +190,7 @@ async fn run_lanes(
     run: &Run,
     keys: Vec<String>,
     report: &mut Report,
-    tell: &mut impl FnMut(&str, Option<&Outcome>, usize, usize),
+    tell: &mut impl FnMut(Option<&Ended>, usize, usize),
 ) {
     let lanes = context.config.sweep.parallel.min(keys.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(keys)));
@@ -200,11 +200,11 @@ async fn run_lanes(
         tasks.spawn("sweep lane", tasks.cancelled().run_until_cancelled_owned(lane));
     }
     drop(sender);
-    let (mut ended, mut server_failures) = (0, 0);
-    while let Some(Told { key, outcome }) = told.recv().await {
-        ended += 1;
-        tell(&key, outcome.as_ref(), ended, report.chosen);
-        match outcome {
+    let (mut through, mut server_failures) = (0, 0);
+    while let Some(Told { key, ended }) = told.recv().await {
+        through += 1;
+        tell(ended.as_ref(), through, report.chosen);
+        match ended.map(|ended| ended.outcome) {
             None => report.busy += 1,
             Some(Outcome::Server(error)) => {
                 server_failures += 1;
@@ -221,7 +221,7 @@ async fn run_lanes(
             }
         }
     }
-    report.unreached = report.chosen - ended;
+    report.unreached = report.chosen - through;
 }
 
 /// Takes the next tenant when free, until none is left or the sweep ends.
@@ -233,15 +233,20 @@ async fn lane(
 ) {
     while !stop.is_cancelled() {
         let Some(key) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
-        let outcome = match context.registry.claim_keys(std::slice::from_ref(&key), context.config.work.lease).await {
+        let ended = match context.registry.claim_keys(std::slice::from_ref(&key), context.config.work.lease).await {
             Ok(claims) => match claims.into_iter().next() {
                 Some(claim) => Some(reconcile(&context, claim).await),
                 None => None,
             },
-            Err(error) => Some(Outcome::Server(error)),
+            Err(error) => Some(Ended {
+                key: key.clone(),
+                outcome: Outcome::Server(error),
+                age: Duration::ZERO,
+                took: Duration::ZERO,
+            }),
         };
-        let failed = matches!(outcome, Some(Outcome::Server(_)));
-        if tell.send(Told { key, outcome }).await.is_err() {
+        let failed = ended.as_ref().is_some_and(|ended| matches!(ended.outcome, Outcome::Server(_)));
+        if tell.send(Told { key, ended }).await.is_err() {
             return;
         }
         if failed {

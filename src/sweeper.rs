@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::tell_outcome;
 use crate::notices;
-use crate::provision::{Context, Outcome};
+use crate::provision::{Context, Ended};
 use crate::registry::signup::Table;
 use crate::sweep::{Report, Run, sweep};
 use crate::tasks::Tasks;
@@ -79,11 +79,12 @@ impl Sweeper {
     async fn sweep_while_beating(&mut self, context: &Arc<Context>) -> Result<Report> {
         self.mend_installation(context).await;
         let run = Run { by_hand: false, stop: self.stop.child_token() };
-        let ready = self.ready.clone();
-        let tell = |key: &str, outcome: Option<&Outcome>, _: usize, _: usize| {
-            if let Some(outcome) = outcome {
-                tell_outcome(key, outcome);
-                notices::tell_made(&ready, key, outcome);
+        let (ready, metrics) = (self.ready.clone(), self.metrics.clone());
+        let tell = |ended: Option<&Ended>, _: usize, _: usize| {
+            if let Some(ended) = ended {
+                metrics.reconciled(ended);
+                tell_outcome(&ended.key, &ended.outcome);
+                notices::tell_made(&ready, ended);
             }
         };
         let mut sweeping = std::pin::pin!(sweep(context, &self.table, &self.tasks, &run, tell));

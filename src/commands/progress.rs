@@ -30,7 +30,7 @@ impl Bar {
     }
 
     /// Takes what [`sweep`](crate::sweep::sweep) tells of one tenant: how it ended, how many have, and how many were chosen.
-    pub fn ended(&self, _key: &str, outcome: Option<&Outcome>, ended: usize, chosen: usize) {
+    pub fn ended(&self, outcome: Option<&Outcome>, ended: usize, chosen: usize) {
         if matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Server(_))) {
             let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
             self.bar.set_message(format!(", {failed} failed"));
@@ -68,7 +68,7 @@ mod tests {
             None,
         ];
         for (index, outcome) in outcomes.iter().enumerate() {
-            bar.ended("key", outcome.as_ref(), index + 1, 7);
+            bar.ended(outcome.as_ref(), index + 1, 7);
         }
         assert_eq!((bar.bar.position(), bar.bar.length()), (5, Some(7)));
         assert_eq!(bar.bar.message(), ", 2 failed");

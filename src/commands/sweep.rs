@@ -47,10 +47,10 @@ pub async fn run(
     let (ready, ready_keys) = mpsc::unbounded_channel();
     let sending = notices::send(server.clone(), worker.application_name.clone(), ready_keys, tasks.cancelled());
     let noticing = tasks.spawn("notices", sending);
-    let sweeping = sweep(&context, &installed.table, tasks, &run, |key, outcome, ended, chosen| {
-        bar.ended(key, outcome, ended, chosen);
-        if let Some(outcome) = outcome {
-            notices::tell_made(&ready, key, outcome);
+    let sweeping = sweep(&context, &installed.table, tasks, &run, |ended, through, chosen| {
+        bar.ended(ended.map(|ended| &ended.outcome), through, chosen);
+        if let Some(ended) = ended {
+            notices::tell_made(&ready, ended);
         }
     });
     let swept = tokio::select! {

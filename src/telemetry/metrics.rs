@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,7 +16,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use super::fleet::{ConditionGauges, FleetGauges};
 use crate::conditions::Conditions;
 use crate::error::Kind;
-use crate::provision::Outcome;
+use crate::provision::{Ended, Outcome};
 use crate::registry::fleet::Fleet;
 use crate::sweep::Report;
 
@@ -142,14 +142,14 @@ impl Metrics {
         Metrics(Arc::new(metrics))
     }
 
-    /// A reconcile ended. `age`: how old the signup was when its tenant was claimed; `took`: the work since then.
-    pub fn reconciled(&self, outcome: &Outcome, age: Duration, took: Duration) {
+    /// A reconcile ended, in a lane or in a sweep.
+    pub fn reconciled(&self, Ended { outcome, age, took, .. }: &Ended) {
         let all = &self.0;
         let word = match outcome {
             Outcome::Ready { made, migrated } => {
                 if *made {
                     all.provisioned.inc();
-                    all.ready.observe((age + took).as_secs_f64());
+                    all.ready.observe((*age + *took).as_secs_f64());
                 } else if !migrated.is_empty() {
                     all.migrated.get_or_create(&[("outcome", "applied")]).inc();
                 }
@@ -258,6 +258,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::conditions::BRAKES;
     use crate::error::Error;
@@ -368,7 +370,7 @@ mod tests {
             Outcome::Left(Error::new(Kind::Newer, "x")),
             Outcome::Server(Error::new(Kind::Unreachable, "x")),
         ] {
-            metrics.reconciled(&outcome, age, took);
+            metrics.reconciled(&Ended { key: "k".to_owned(), outcome, age, took });
         }
         has(
             &metrics.encode(),

@@ -383,7 +383,7 @@ async fn connections_that_are_refused_are_told_apart() {
     execute(&database, &format!("alter role tenantd connection limit {sessions}")).await;
     let claims = fleet.registry().claim_keys(&[key.clone(), other.clone()], Duration::from_secs(30)).await;
     for claim in claims.expect("claim") {
-        let outcome = tenantd::provision::reconcile(&fleet.context, claim).await;
+        let outcome = tenantd::provision::reconcile(&fleet.context, claim).await.outcome;
         let Outcome::Server(error) = &outcome else { panic!("{outcome:?}") };
         assert_eq!((error.kind(), error.code()), (Kind::TooManyConnections, Some("53300")), "{}", error.chain());
     }

@@ -9,7 +9,7 @@ use tenantd::config::{Config, Sources, load};
 use tenantd::error::Result;
 use tenantd::migrations::{MigrationSet, embedded, source};
 use tenantd::pg::{Server, Session};
-use tenantd::provision::{Context, Outcome};
+use tenantd::provision::Context;
 use tenantd::registry::identity::Moved;
 use tenantd::registry::install::{Installed, Wishes};
 use tenantd::registry::signup::Table;
@@ -109,7 +109,7 @@ impl Fleet {
     /// As the library says.
     pub async fn try_sweep(&self, by_hand: bool) -> Result<Report> {
         let run = Run { by_hand, stop: CancellationToken::new() };
-        sweep(&self.context, &self.table, &self.tasks, &run, |_: &str, _: Option<&Outcome>, _, _| {}).await
+        sweep(&self.context, &self.table, &self.tasks, &run, |_, _, _| {}).await
     }
 
     /// Closes its connections, so that nothing of it is left for the audit to find.

@@ -174,7 +174,7 @@ async fn a_tenant_under_work_is_counted_busy() {
     let report = fleet.sweep().await;
     assert_eq!((report.busy, report.made, report.failed.len()), (1, 1, 0), "{report:?}");
     assert_eq!(row(&database, &claim.key).await["attempt"].as_i64(), Some(1), "not claimed again");
-    let outcome = reconcile(&fleet.context, claim).await;
+    let outcome = reconcile(&fleet.context, claim).await.outcome;
     assert!(matches!(outcome, Outcome::Ready { made: true, .. }), "{outcome:?}");
     fleet.close().await;
     database.finish().await;
@@ -227,7 +227,7 @@ async fn a_stopped_sweep_finishes_what_it_has_in_hand() {
     let run = Run { by_hand: true, stop: CancellationToken::new() };
     let tasks = Tasks::new();
     let stop = run.stop.clone();
-    let report = sweep(&fleet.context, &fleet.table, &tasks, &run, |_, _, _, _| stop.cancel()).await.expect("sweep");
+    let report = sweep(&fleet.context, &fleet.table, &tasks, &run, |_, _, _| stop.cancel()).await.expect("sweep");
     assert!(report.made >= 1 && report.made <= 4 && report.failed.is_empty(), "{report:?}");
     assert_eq!((report.chosen, report.made + report.unreached), (8, 8), "{report:?}");
     assert!(!report.is_clean());
@@ -334,7 +334,7 @@ async fn two_that_saw_the_same_room_step_back() {
         for outcome in
             futures_util::future::join_all(claims.into_iter().map(|claim| reconcile(&fleet.context, claim))).await
         {
-            match outcome {
+            match outcome.outcome {
                 Outcome::Ready { made: is_new, .. } => made += usize::from(is_new),
                 Outcome::Left(error) => assert_eq!(error.kind(), Kind::Braked, "{}", error.chain()),
                 other => panic!("{other:?}"),
