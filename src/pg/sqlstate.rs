@@ -88,3 +88,32 @@ fn advice_for(code: &SqlState) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    #[test]
+    fn the_codes_that_matter_are_told_apart() {
+        let table = [
+            ("08006", Kind::Unreachable, Class::Server),
+            ("57P01", Kind::Unreachable, Class::Server),
+            ("57P03", Kind::Unreachable, Class::Server),
+            ("25006", Kind::ReadOnly, Class::Server),
+            ("53300", Kind::TooManyConnections, Class::Server),
+            ("53100", Kind::DiskFull, Class::Server),
+            ("53200", Kind::Shortage, Class::Server),
+            ("28P01", Kind::Login, Class::Server),
+            ("42501", Kind::Rights, Class::Server),
+            ("55P03", Kind::Locked, Class::Server),
+            ("55006", Kind::InUse, Class::Soon),
+            ("57014", Kind::InUse, Class::Soon),
+            ("42P01", Kind::Other, Class::Later),
+        ];
+        for (code, kind, class) in table {
+            let told = kind_of(&SqlState::from_code(code));
+            assert_eq!((told, told.class()), (kind, class), "{code}");
+        }
+    }
+}
