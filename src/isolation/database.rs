@@ -235,13 +235,15 @@ fn grants(owner: &str, roles: &[String]) -> String {
     }
     let owner = quote::identifier(owner);
     let roles = roles.iter().map(|role| quote::identifier(role)).collect::<Vec<_>>().join(", ");
+    // First of all the search path, for this one message: an operator that somebody made in the tenant's public, where it fits the types better
+    // than the catalogue's own, would run as us.
     format!(
-        "alter default privileges for role {owner} grant usage on schemas to {roles};
+        "set local search_path = pg_catalog, pg_temp;
+         alter default privileges for role {owner} grant usage on schemas to {roles};
          alter default privileges for role {owner} grant select, insert, update, delete on tables to {roles};
          alter default privileges for role {owner} grant usage, select on sequences to {roles};
-         set tenantd.roles = {as_text};
-         {ON_WHAT_IS_THERE}
-         reset tenantd.roles;",
+         set local tenantd.roles = {as_text};
+         {ON_WHAT_IS_THERE}",
         as_text = quote::literal(&roles)
     )
 }

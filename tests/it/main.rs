@@ -17,6 +17,7 @@ pub mod fleet;
 mod harness;
 mod migrations;
 mod notices;
+mod others;
 mod outages;
 pub mod pages;
 mod program;

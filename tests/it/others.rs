@@ -1,0 +1,126 @@
+//! What others set, make and start beside tenantd, and that it changes nothing for ours.
+
+use std::time::Duration;
+
+use tenantd::migrations::source;
+
+use crate::fleet::{Fleet, config, execute, row, write_migrations};
+use crate::support::daemon::Program;
+use crate::support::database::TestDatabase;
+use crate::support::until::until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Goal: an operator that somebody made in a tenant never runs as tenantd. Method: one that fits better than the catalogue's own and fails when
+/// it is used; then the grants are given anew.
+#[tokio::test]
+async fn operators_made_in_a_tenant_do_not_run_as_us() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let key = database.sign_up("one@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    let inside = database.tenant_superuser(&database.tenant_name(&key)).await;
+    inside
+        .batch_execute(
+            "create function public.trap(name, name) returns boolean language plpgsql
+             as $$ begin raise exception 'ran as %', current_user; end $$;
+             create operator public.!~ (leftarg = name, rightarg = name, function = public.trap);
+             create operator public.<> (leftarg = name, rightarg = name, function = public.trap);",
+        )
+        .await
+        .expect("make the operators");
+    drop(inside);
+    execute(&database, "update tenantd.tenant set access = null").await;
+    let report = fleet.sweep().await;
+    assert_eq!((report.ready, report.failed.len()), (1, 0), "{report:?}");
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: what the application's database sets for the application's statements does not reach tenantd's. Method: settings that would cut them
+/// off or let them fail; a session shows what is in force, and a signup is served.
+#[tokio::test]
+async fn settings_for_the_application_are_not_for_us() {
+    let database = TestDatabase::new().await;
+    for setting in ["statement_timeout = '900ms'", "default_transaction_isolation = 'serializable'"] {
+        execute(&database, &format!("alter database {} set {setting}", database.name())).await;
+    }
+    let fleet = Fleet::install(&database, &[]).await;
+    let session = fleet.registry().session().await.expect("a session");
+    let select = "select current_setting('statement_timeout'), current_setting('transaction_isolation')";
+    let shown = session.query_one(select, &[]).await.expect("look");
+    assert_eq!((shown.get(0), shown.get(1)), ("0", "read committed"));
+    drop(session);
+    database.sign_up("one@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: an older daemon does not look into tenants that a newer one brought on after it began, sweep after sweep. Method: it begins first.
+#[tokio::test]
+async fn a_newer_set_that_comes_later_is_noticed() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let older = Fleet::with_folder(&database, folder.path()).await;
+    let key = database.sign_up("one@example.org").await;
+    assert_eq!(older.sweep().await.made, 1);
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    let set = source::folder(folder.path()).expect("a sound folder");
+    let newer = Fleet::with_set(config(&database, &[]), set).await.expect("install");
+    assert_eq!(newer.sweep().await.migrated, 1);
+    let before = row(&database, &key).await;
+    let report = older.try_sweep(false).await.expect("sweep");
+    assert_eq!((report.newer, report.chosen), (1, 0), "{report:?}");
+    assert_eq!(row(&database, &key).await, before, "not claimed");
+    older.close().await;
+    newer.close().await;
+    database.finish().await;
+}
+
+/// Goal: a reload with another signup table changes nothing but a warning: its rows become no tenants by surprise. Method: a table with users of
+/// its own, that tenantd could serve; a sweep follows each reload.
+#[tokio::test]
+async fn a_reload_keeps_the_signup_table() {
+    let database = TestDatabase::new().await;
+    execute(
+        &database,
+        "create table public.others (id uuid primary key default gen_random_uuid());
+         insert into public.others select from generate_series(1, 3);
+         grant select (id), trigger on public.others to tenantd",
+    )
+    .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tenantd.toml");
+    std::fs::write(&file, "").expect("write the settings");
+    let mut daemon = Program::for_database(&database)
+        .variable("TENANTD_CONFIG", &file.display().to_string())
+        .start()
+        .allow("take effect at the next start only");
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    std::fs::write(&file, "[signup]\ntable = \"public.others\"\n").expect("write the settings");
+    let said = daemon.lines().len();
+    database.sign_up("one@example.org").await;
+    daemon.hang_up();
+    daemon.wait_for_line_after(said, "take effect at the next start only", SOON).await;
+    daemon.wait_for_line_after(said, "settings and migrations reloaded", SOON).await;
+    // Found by a sweep alone, so that one is known to have come to its end.
+    execute(&database, "set session_replication_role = replica; insert into public.users (email) values ('replica')")
+        .await;
+    let mut keys = 0;
+    until("a sweep after the reload", SOON, async || {
+        daemon.hang_up();
+        let select = "select count(*) from tenantd.tenant";
+        keys = database.superuser().await.query_one(select, &[]).await.expect("count").get::<_, i64>(0);
+        keys >= 2
+    })
+    .await;
+    assert_eq!(keys, 2, "the users of the table that is in force");
+    let select =
+        "select count(*) from pg_trigger where tgname = 'tenantd_signup' and tgrelid = 'public.others'::regclass";
+    let triggers: i64 = database.superuser().await.query_one(select, &[]).await.expect("count").get(0);
+    assert_eq!(triggers, 0);
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
