@@ -137,12 +137,12 @@ impl Attempt<'_> {
         }
         // Nothing of ours is looked for outside pg_catalog unless its schema is named. In a role's or public's own schema somebody may have
         // made an operator that fits the types better, and it would run as us. Tenants keep theirs: their migrations may rely on it.
-        let search_path = self.main.then(|| "-c search_path=pg_catalog,pg_temp".to_owned());
-        let options = [search_path, self.server_keepalives(), options.clone()]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join(" ");
+        // Nor is what the application's database sets for the application's statements meant for ours, which have bounds of their own.
+        let ours = self.main.then(|| {
+            "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c default_transaction_isolation=read\\ committed".to_owned()
+        });
+        let options =
+            [ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
         if !options.is_empty() {
             config.options(options);
         }
