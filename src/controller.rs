@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bell::BellKeeper;
 use crate::conditions::{Conditions, MAIN_DATABASE, MIGRATION_SET};
-use crate::config::Config;
+use crate::config::{Config, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Heartbeats;
 use crate::intake::Intake;
@@ -192,12 +192,13 @@ impl Controller {
     ///
     /// # Errors
     /// The main database cannot be reached: the old ones stay in force.
-    pub async fn replace(&self, config: Config, set: MigrationSet) -> Result<()> {
+    pub async fn replace(&self, mut config: Config, set: MigrationSet) -> Result<()> {
         let old = self.context.borrow().clone();
         let unchanged = restart_needed(&old.config, &config);
         if !unchanged.is_empty() {
             tracing::warn!(keys = unchanged.join(", "), "settings that changed take effect at the next start only");
         }
+        keep_until_restart(&old.config, &mut config);
         let context = self.shared.prepare(old.registry.clone(), Arc::new(config), Arc::new(set)).await?;
         self.context.send_replace(Arc::new(context));
         self.sweep_now.notify_one();
@@ -254,4 +255,15 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     ];
     keys.extend(changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key));
     keys
+}
+
+/// Puts the old values of [`restart_needed`] into `new`: half of a setting in force would, say, put the trigger on another table, and sweeps
+/// would make a tenant of each of its rows.
+fn keep_until_restart(old: &Config, new: &mut Config) {
+    new.main = old.main.clone();
+    let (poll, backfill) = (new.signup.poll, new.signup.backfill);
+    new.signup = Signup { poll, backfill, ..old.signup.clone() };
+    new.work.parallel = old.work.parallel;
+    new.http = old.http;
+    new.log.format = old.log.format;
 }
