@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::provision::{Context, Ended, Outcome, drop_strays, reconcile};
+use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Candidate, Expected};
 use crate::retry::WAIT;
@@ -112,7 +113,7 @@ struct Told {
 ///
 /// # Guarantees
 /// Goes on past failures: one tenant's failure never holds up another. Safe beside running daemons: every tenant is claimed.
-/// With nothing to do it is three queries on the main database and no connection to a tenant.
+/// With nothing to do it is four queries on the main database and no connection to a tenant.
 ///
 /// # Errors
 /// The main database cannot be reached, or the migration set is refused as a whole: then no tenant was touched.
@@ -125,8 +126,10 @@ pub async fn sweep(
 ) -> Result<Report> {
     let began = Instant::now();
     let mut report = Report::default();
-    if !context.relations.refused.is_empty() {
-        return Err(Error::new(Kind::Drift, context.relations.refused.join(" "))
+    // Anew: a newer tenantd may have come since this one began, and its tenants are not to be looked at one by one.
+    let relations = in_time(context.registry.relate(&context.set, context.config.tenant.out_of_order)).await?;
+    if !relations.refused.is_empty() {
+        return Err(Error::new(Kind::Drift, relations.refused.join(" "))
             .context("the migration set is refused, no tenant is touched"));
     }
     match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
@@ -135,12 +138,9 @@ pub async fn sweep(
         Err(error) => return Err(error),
     }
     report.strays = in_time(drop_strays(&context.registry)).await?;
-    let candidates = in_time(context.registry.candidates(&expected(context, run.by_hand))).await?;
-    report.newer = if context.relations.newer.is_empty() {
-        0
-    } else {
-        context.registry.count_newer(&context.relations.newer).await?
-    };
+    let candidates = in_time(context.registry.candidates(&expected(context, &relations, run.by_hand))).await?;
+    report.newer =
+        if relations.newer.is_empty() { 0 } else { in_time(context.registry.count_newer(&relations.newer)).await? };
     let (busy, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.busy);
     report.busy = busy.len();
     let keys = brake(context, candidates, &mut report).await?;
@@ -157,10 +157,10 @@ async fn in_time<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-fn expected(context: &Context, by_hand: bool) -> Expected {
+fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected {
     Expected {
         migration_set: context.set.id(),
-        newer: context.relations.newer.clone(),
+        newer: relations.newer.clone(),
         owner: context.config.tenant.owner.clone(),
         access: context.access(),
         verify_every: context.config.sweep.verify_every,
