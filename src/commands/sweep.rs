@@ -62,6 +62,9 @@ pub async fn run(
     if tokio::time::timeout(LAST_NOTICES, noticing).await.is_err() {
         tracing::debug!("the last notices were not sent in time");
     }
-    context.registry.release_all().await?;
+    // What the sweep did is told in any case.
+    if let Err(error) = context.registry.release_all().await {
+        tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");
+    }
     Ok(report::print(&swept?, json, out)?.into())
 }
