@@ -223,7 +223,8 @@ impl Intake {
                 } else if quiet {
                     self.mode = self.queue(bell).await?;
                 }
-                return Ok(!matches!(self.mode, Mode::Armed));
+                // Armed or queued, it looks once more before it sleeps.
+                return Ok(matches!(self.mode, Mode::Awake { .. }));
             }
             (Mode::Awake { found }, _) => *found = Instant::now(),
             _ => {}
