@@ -35,6 +35,9 @@ use crate::telemetry::Metrics;
 /// A loop that has not turned for so long hangs: twice the longest wait that a loop has on its way.
 const TURN_ALLOWANCE: Duration = Duration::from_mins(1);
 
+/// Installing beside very many users takes longer than systemd waits for a start, and than its watchdog waits for a turn.
+const TURN: Duration = Duration::from_secs(5);
+
 /// What the notices of the last tenants may take. Whoever waits for one looks at the view, too.
 const LAST_NOTICES: Duration = Duration::from_secs(1);
 
@@ -79,8 +82,15 @@ impl Shared {
         let beat = self.heartbeats.register("install", TURN_ALLOWANCE + config.main.connect_timeout);
         let mut failures = 0;
         loop {
-            beat.turned();
-            match Registry::install(&self.server, config, wishes, &self.worker).await {
+            let mut installing = std::pin::pin!(Registry::install(&self.server, config, wishes, &self.worker));
+            let installed = loop {
+                beat.turned();
+                tokio::select! {
+                    installed = &mut installing => break installed,
+                    () = tokio::time::sleep(TURN) => waiting(&Error::new(Kind::Locked, "the installation is not through yet")),
+                }
+            };
+            match installed {
                 Ok(installed) => {
                     self.conditions.clear(MAIN_DATABASE);
                     return Ok(installed);

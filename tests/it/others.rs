@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tenantd::migrations::source;
+use tokio::net::UnixDatagram;
 
 use crate::fleet::{Fleet, config, execute, row, write_migrations};
 use crate::support::daemon::Program;
@@ -121,6 +122,27 @@ async fn a_reload_keeps_the_signup_table() {
         "select count(*) from pg_trigger where tgname = 'tenantd_signup' and tgrelid = 'public.others'::regclass";
     let triggers: i64 = database.superuser().await.query_one(select, &[]).await.expect("count").get(0);
     assert_eq!(triggers, 0);
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// Goal: an installation that takes long, such as beside very many users, is no start that failed: systemd hears that it goes on. Method: another
+/// holds the lock of the installation, for longer than a loop may stand still between two turns of it; a socket in systemd's place.
+#[tokio::test]
+async fn a_long_installation_is_no_failed_start() {
+    let database = TestDatabase::new().await;
+    let other = database.superuser().await;
+    other.batch_execute("select pg_advisory_lock(20250, 2)").await.expect("lock");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("bind");
+    let daemon = Program::for_database(&database).variable("NOTIFY_SOCKET", &path.display().to_string()).start();
+    let mut buffer = [0; 4096];
+    let length = tokio::time::timeout(SOON, socket.recv(&mut buffer)).await.expect("in time").expect("receive");
+    let heard = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    assert!(heard.contains("READY=1") && heard.contains("the installation is not through yet"), "{heard}");
+    drop(other);
+    daemon.wait_for_line("tenantd is at work", SOON).await;
     assert!(daemon.terminate().await.success());
     database.finish().await;
 }
