@@ -62,6 +62,8 @@ pub(super) fn of_ours(error: Error) -> Error {
 fn kind(code: &str) -> Kind {
     match code {
         "55P03" | "40P01" | "40001" => Kind::MigrationLocked,
+        // A limit that this migration exceeds, such as temp_file_limit: the server lacks nothing, and another try meets it again.
+        "53400" => Kind::Migration,
         _ => match sqlstate::kind_of(&tokio_postgres::error::SqlState::from_code(code)) {
             kind
             @ (Kind::Unreachable | Kind::ReadOnly | Kind::TooManyConnections | Kind::DiskFull | Kind::Shortage) => kind,
@@ -98,6 +100,7 @@ mod tests {
             ("57014", Kind::Migration),
             ("55006", Kind::Migration),
             ("28000", Kind::Migration),
+            ("53400", Kind::Migration),
             ("55P03", Kind::MigrationLocked),
             ("40P01", Kind::MigrationLocked),
             ("40001", Kind::MigrationLocked),
