@@ -139,7 +139,9 @@ impl Lanes {
             }
             return;
         }
-        if std::mem::take(&mut *self.failures()).count > 0 {
+        // A lease may be lost because the server does not answer.
+        let says_nothing = matches!(outcome, Outcome::Left(error) if error.kind() == Kind::LeaseLost);
+        if !says_nothing && std::mem::take(&mut *self.failures()).count > 0 {
             tracing::info!("the server works again");
         }
         tell_outcome(key, outcome);
