@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::claim::damaged;
-use super::field;
+use super::{field, signup};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -97,10 +97,15 @@ pub async fn settle(client: &Client, moved: Moved) -> Result<()> {
              on conflict (one) do update set system_identifier = excluded.system_identifier, database_oid = excluded.database_oid"
         ),
         Moved::New => format!(
-            "begin; lock table tenantd.tenant in exclusive mode;
+            "lock table tenantd.tenant in exclusive mode;
              delete from tenantd.tenant; delete from tenantd.spare; delete from tenantd.registry;
-             insert into tenantd.registry (system_identifier, database_oid) {HERE}; commit"
+             insert into tenantd.registry (system_identifier, database_oid) {HERE}"
         ),
     };
+    if moved == Moved::New {
+        return signup::without_queueing(client, &sql)
+            .await
+            .map_err(|error| error.context("forget the original's tenants"));
+    }
     client.batch_execute(&sql).await.doing(|| "write the registry's identity".to_owned())
 }
