@@ -72,7 +72,7 @@ impl Worker {
         let name = format!("{host}:{}", std::process::id());
         let mut application_name = format!("tenantd:{role} {name}");
         // The server would cut it off with a notice.
-        application_name.truncate(crate::tenant::MAX_IDENTIFIER_BYTES);
+        application_name.truncate(application_name.floor_char_boundary(crate::tenant::MAX_IDENTIFIER_BYTES));
         Worker { name, application_name, connections }
     }
 
