@@ -49,23 +49,31 @@ const RETURNING: &str =
     "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
     t.database_oid, greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::float8 as age";
 
+/// No row where the registry was replaced while this process ran, or needs a tenantd that knows more: then nothing may be claimed, or tenants
+/// would be marked as another registry's.
 const CLAIM_DUE: &str = "
-with making as (
+with ours as (
+    select from tenantd.registry where id = $5 and needs_version <= $6
+), making as (
     select key from tenantd.tenant
     where work in ('due', 'failing') and due_at <= now() and state = 'requested' and (leased_until is null or leased_until <= now())
+    and exists (select from ours)
     order by due_at limit $1 for update skip locked
 ), mending as (
     select key from tenantd.tenant
     where work in ('due', 'failing') and due_at <= now() and state = 'ready' and (leased_until is null or leased_until <= now())
+    and exists (select from ours)
     order by due_at limit $2 for update skip locked
 ), picked as (select key from making union all select key from mending limit $2)
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $3 * interval '1 second', leased_by = $4
 from picked where t.key = picked.key ";
 
+/// As above.
 const CLAIM_KEYS: &str = "
 with picked as (
     select key from tenantd.tenant
     where key = any ($1) and work <> 'held' and state in ('requested', 'ready') and (leased_until is null or leased_until <= now())
+    and exists (select from tenantd.registry where id = $4 and needs_version <= $5)
     for update skip locked
 )
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $2 * interval '1 second', leased_by = $3
@@ -110,6 +118,8 @@ impl Registry {
                     (&i64::try_from(most).unwrap_or(i64::MAX), Type::INT8),
                     (&lease.as_secs_f64(), Type::FLOAT8),
                     (&self.worker, Type::TEXT),
+                    (&self.id, Type::UUID),
+                    (&self.knows, Type::INT8),
                 ],
                 || "claim due tenants".to_owned(),
             )
@@ -126,7 +136,13 @@ impl Registry {
         let rows = self
             .query(
                 &format!("{CLAIM_KEYS}{RETURNING}"),
-                &[(&keys, Type::TEXT_ARRAY), (&lease.as_secs_f64(), Type::FLOAT8), (&self.worker, Type::TEXT)],
+                &[
+                    (&keys, Type::TEXT_ARRAY),
+                    (&lease.as_secs_f64(), Type::FLOAT8),
+                    (&self.worker, Type::TEXT),
+                    (&self.id, Type::UUID),
+                    (&self.knows, Type::INT8),
+                ],
                 || format!("claim {} tenants", keys.len()),
             )
             .await;

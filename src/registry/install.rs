@@ -72,7 +72,7 @@ impl Registry {
         }
         count_held(&session, config, &mut notes).await?;
         session.close().await;
-        Ok((worker.registry(server, identity.id), Installed { table, notify, changes, notes }))
+        Ok((worker.registry(server, identity.id)?, Installed { table, notify, changes, notes }))
     }
 
     /// Puts back what a running daemon finds missing of function, trigger and grants; a new partition gets its trigger. Changes nothing else.
@@ -121,7 +121,7 @@ impl Registry {
         let identity = identity::read(&session).await?.ok_or_else(none)?;
         identity::check(&identity, embedded::main()?.newest_version())?;
         session.close().await;
-        Ok(worker.registry(server, identity.id))
+        worker.registry(server, identity.id)
     }
 
     /// Takes the registry, the function and with it the triggers away. The tenants' databases stay.

@@ -26,6 +26,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::migrations::embedded;
 use crate::pg::{Doing, Pool, PooledSession, Server};
 
 /// What a short statement is answered in, if it is answered at all. A network that swallows packets without a word says nothing else.
@@ -42,6 +43,8 @@ pub struct Registry {
     pub id: Uuid,
     /// Who claims: `host:pid` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
+    /// The newest version of the registry that this tenantd knows.
+    knows: i64,
     in_hand: Arc<InHand>,
 }
 
@@ -76,9 +79,10 @@ impl Worker {
         Worker { name, application_name, connections }
     }
 
-    fn registry(&self, server: &Server, id: Uuid) -> Registry {
+    fn registry(&self, server: &Server, id: Uuid) -> Result<Registry> {
         let pool = Pool::new(server.clone(), self.connections, &*self.application_name);
-        Registry { pool, id, worker: self.name.clone(), in_hand: Arc::default() }
+        let knows = embedded::main()?.newest_version();
+        Ok(Registry { pool, id, worker: self.name.clone(), knows, in_hand: Arc::default() })
     }
 }
 

@@ -146,3 +146,25 @@ async fn a_long_installation_is_no_failed_start() {
     assert!(daemon.terminate().await.success());
     database.finish().await;
 }
+
+/// Goal: a process that began with another registry, or knows less than this one needs, claims nothing: what it made would bear the wrong marker.
+/// Method: the registry is removed and installed anew beside it, then needs a version to come.
+#[tokio::test]
+async fn a_registry_that_was_replaced_is_left_alone() {
+    let database = TestDatabase::new().await;
+    let before = Fleet::install(&database, &[]).await;
+    execute(&database, "drop schema tenantd cascade; create schema tenantd authorization tenantd").await;
+    let now = Fleet::install(&database, &[]).await;
+    let key = database.sign_up("one@example.org").await;
+    let lease = Duration::from_mins(1);
+    assert!(before.registry().claim_due(1, 1, lease).await.expect("ask").is_empty());
+    assert!(before.registry().claim_keys(std::slice::from_ref(&key), lease).await.expect("ask").is_empty());
+    execute(&database, "update tenantd.registry set needs_version = needs_version + 1").await;
+    assert!(now.registry().claim_due(1, 1, lease).await.expect("ask").is_empty());
+    assert!(now.registry().claim_keys(&[key], lease).await.expect("ask").is_empty());
+    execute(&database, "update tenantd.registry set needs_version = needs_version - 1").await;
+    assert_eq!(now.sweep().await.made, 1);
+    before.close().await;
+    now.close().await;
+    database.finish().await;
+}
