@@ -51,13 +51,14 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps now, then periodically, until stopped.
     pub async fn run(mut self) {
-        let mut failures = 0;
+        let (mut failures, mut unread) = (0, false);
         while !self.stop.is_cancelled() {
             let context = self.context.borrow_and_update().clone();
             match self.sweep_while_beating(&context).await {
                 Ok(report) => {
                     failures = 0;
-                    self.tell(&report);
+                    self.tell(&report, unread);
+                    unread = report.unread.is_some();
                 }
                 Err(error) if error.kind() == Kind::Drift => self.conditions.set(MIGRATION_SET, error.chain()),
                 Err(error) => {
@@ -126,9 +127,10 @@ impl Sweeper {
         }
     }
 
-    fn tell(&self, report: &Report) {
+    /// `known`: the sweep before could not read the signup table either, and said so.
+    fn tell(&self, report: &Report, known: bool) {
         self.metrics.swept(report);
-        if let Some(error) = &report.unread {
+        if let Some(error) = report.unread.as_ref().filter(|_| !known) {
             tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not read the signup table");
         }
         if report.chosen > 0 || report.requested > 0 || report.strays > 0 {
