@@ -33,7 +33,7 @@ use crate::lanes::Lanes;
 use crate::provision::Context;
 use crate::registry::doorbell::{Doorbell, Waited};
 use crate::retry::WAIT;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, tell_once};
 
 const AWAKE_POLL: Duration = Duration::from_millis(2);
 const AWAKE_FOR: Duration = Duration::from_millis(20);
@@ -355,15 +355,4 @@ async fn granted(mode: &mut Mode) -> Result<Waited> {
         Mode::Queued { wait, .. } => wait.await,
         _ => std::future::pending().await,
     }
-}
-
-/// ERROR once, where the wait begins; a person must look if it lasts.
-pub(crate) fn tell_once(error: &Error, consequence: &str) {
-    tracing::error!(
-        error = error.chain(),
-        kind = error.kind().word(),
-        sqlstate = error.code(),
-        hint = error.advice(),
-        "{consequence}"
-    );
 }
