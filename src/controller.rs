@@ -100,7 +100,7 @@ impl Shared {
                     failures += 1;
                     self.conditions.set(MAIN_DATABASE, error.chain());
                     if failures == 1 {
-                        crate::intake::tell_once(&error, "tenantd cannot begin yet and tries again; signups go on");
+                        crate::telemetry::tell_once(&error, "tenantd cannot begin yet and tries again; signups go on");
                     }
                     waiting(&error);
                 }

@@ -33,12 +33,14 @@ use crate::lanes::Lanes;
 use crate::provision::Context;
 use crate::registry::doorbell::{Doorbell, Waited};
 use crate::retry::WAIT;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, tell_once};
 
 const AWAKE_POLL: Duration = Duration::from_millis(2);
 const AWAKE_FOR: Duration = Duration::from_millis(20);
 const QUEUED_POLL: Duration = Duration::from_millis(250);
 const BLIND_POLL: Duration = Duration::from_millis(100);
+/// As often as the brakes' count may be read again.
+const HELD_POLL: Duration = Duration::from_secs(1);
 /// The loop turns at least this often, so that the watchdog sees it alive.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -58,6 +60,8 @@ enum Mode {
         busy: bool,
     },
     Armed,
+    /// Nothing may be taken, so nobody shall ring.
+    Held,
 }
 
 /// What one look found.
@@ -67,6 +71,8 @@ enum Looked {
     Claimed(usize),
     /// No lane is free any more: what else is due waits in the registry.
     Full,
+    /// Nothing may be taken now: the brakes are on, or the migration set is refused.
+    Held,
 }
 
 /// Takes due tenants for as long as the daemon runs.
@@ -182,7 +188,7 @@ impl Intake {
             return Ok(Looked::Full);
         }
         if !context.relations.refused.is_empty() {
-            return Ok(Looked::Claimed(0));
+            return Ok(Looked::Held);
         }
         context.registry.release_owed().await?;
         let making = self.brakes.allow(&context, free).await?;
@@ -193,8 +199,12 @@ impl Intake {
         for claim in claims {
             self.lanes.start(&context, claim);
         }
-        // As many as could be taken: there may be more, and their signups have rung already.
-        Ok(if claimed == free { Looked::Full } else { Looked::Claimed(claimed) })
+        Ok(match claimed {
+            0 if making == 0 => Looked::Held,
+            // As many as could be taken: there may be more, and their signups have rung already.
+            claimed if claimed == free => Looked::Full,
+            claimed => Looked::Claimed(claimed),
+        })
     }
 
     /// Moves to the mode that `looked` calls for. False: look once more before sleeping.
@@ -211,11 +221,13 @@ impl Intake {
     async fn try_change_mode(&mut self, looked: Looked) -> Result<bool> {
         let Some(bell) = self.bell.clone() else { return Ok(true) };
         match (&mut self.mode, looked) {
-            (Mode::Armed, Looked::Full | Looked::Claimed(2..)) => {
-                bell.disarm().await?;
-                self.mode = Mode::Awake { found: Instant::now() };
+            (Mode::Armed, Looked::Full | Looked::Claimed(2..)) => self.disarm().await?,
+            (Mode::Queued { busy, .. }, Looked::Held | Looked::Full | Looked::Claimed(2..)) => *busy = true,
+            (_, Looked::Held) => {
+                self.disarm().await?;
+                self.mode = Mode::Held;
             }
-            (Mode::Queued { busy, .. }, Looked::Full | Looked::Claimed(2..)) => *busy = true,
+            (Mode::Held, _) => self.mode = Mode::Awake { found: Instant::now() },
             (Mode::Awake { found }, Looked::Claimed(0)) => {
                 let quiet = found.elapsed() > AWAKE_FOR;
                 if bell.try_arm().await? {
@@ -230,6 +242,15 @@ impl Intake {
             _ => {}
         }
         Ok(true)
+    }
+
+    /// Lets signups run without ringing: either they are found without it, or nothing can be done for them now.
+    async fn disarm(&mut self) -> Result<()> {
+        if let (Mode::Armed, Some(bell)) = (&self.mode, &self.bell) {
+            bell.disarm().await?;
+            self.mode = Mode::Awake { found: Instant::now() };
+        }
+        Ok(())
     }
 
     /// Whether it holds the lock or waits for it, nobody knows any more: with the bell's connections all of it goes.
@@ -267,6 +288,7 @@ impl Intake {
             Mode::Awake { .. } => AWAKE_POLL,
             Mode::Queued { poll, .. } => *poll,
             Mode::Armed => self.context.borrow().config.signup.poll,
+            Mode::Held => HELD_POLL.min(self.context.borrow().config.signup.poll),
         };
         let until = tokio::time::Instant::now() + poll;
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
@@ -306,7 +328,11 @@ impl Intake {
         }
     }
 
+    /// Waits for what fails to work again. Until then a ring would only cost the signup that rings.
     async fn pause(&mut self, length: Duration) {
+        if let Err(error) = self.disarm().await {
+            self.give_bell_up(&error);
+        }
         let until = tokio::time::Instant::now() + length;
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
             self.beat.turned();
@@ -330,15 +356,4 @@ async fn granted(mode: &mut Mode) -> Result<Waited> {
         Mode::Queued { wait, .. } => wait.await,
         _ => std::future::pending().await,
     }
-}
-
-/// ERROR once, where the wait begins; a person must look if it lasts.
-pub(crate) fn tell_once(error: &Error, consequence: &str) {
-    tracing::error!(
-        error = error.chain(),
-        kind = error.kind().word(),
-        sqlstate = error.code(),
-        hint = error.advice(),
-        "{consequence}"
-    );
 }

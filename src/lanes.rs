@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::error::Kind;
-use crate::intake::tell_once;
 use crate::notices;
 use crate::provision::{Context, Outcome, reconcile};
 use crate::registry::claim::Claim;
 use crate::tasks::Tasks;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, tell_once};
 
 /// Failures of the server in a row, over all lanes.
 #[derive(Debug, Default)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::crowd::{Committed, Crowd, SOON, all_within};
+use crate::support::audit::Finding;
 use crate::support::database::TestDatabase;
 use crate::support::until::until;
 
@@ -158,5 +159,40 @@ async fn no_wake_up_is_lost() {
     assert_eq!(rows, i64::try_from(stay).expect("few"), "what was rolled back left nothing");
     assert!(daemon.terminate().await.success());
     drop(crowd);
+    database.finish().await;
+}
+
+/// Goal: while the brakes hold tenants back nobody rings, since nothing could be done for them; once there is room again the bell is armed.
+/// Method: `tenant.max` is reached, seen by the lock; more room by SIGHUP.
+#[tokio::test]
+async fn nobody_rings_while_the_brakes_are_on() {
+    let database = TestDatabase::new().await.allow(Finding::ReadyWithoutDatabase);
+    let crowd = Crowd::new(&database).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = folder.path().join("tenantd.toml");
+    std::fs::write(&settings, "tenant.max = 1\n").expect("write the settings");
+    let program = crowd.deaf_without_bell().variable("TENANTD_CONFIG", &settings.display().to_string());
+    let mut daemon = crowd.start(&program).await.allow("the brakes hold new tenants back");
+    crowd
+        .eye
+        .batch_execute("insert into tenantd.tenant (key, state, work, database_oid) values ('one', 'ready', 'idle', 0)")
+        .await
+        .expect("a tenant");
+    let app = database.app().await;
+    // The count is read again at the look after the one that took something, at most once a second.
+    until("the brakes are on", SOON, async || {
+        crowd.sign_up(&app).await;
+        daemon.lines().iter().any(|line| line.contains("the brakes hold new tenants back"))
+    })
+    .await;
+    until("the bell is given back", SOON, async || crowd.bells().await == 0).await;
+    let held = crowd.sign_up(&app).await;
+    assert_eq!(crowd.bells().await, 0, "a signup that nothing can be done for arms no bell");
+    std::fs::write(&settings, "tenant.max = 10\n").expect("write the settings");
+    daemon.hang_up();
+    until("the bell is armed again", 2 * SOON, async || crowd.armed().await == 1).await;
+    crowd.waits(&[held]).await;
+    assert!(daemon.terminate().await.success());
+    drop((crowd, app));
     database.finish().await;
 }

@@ -20,7 +20,7 @@ begin
                 return null;
             end if;
             insert into tenantd.tenant (key)
-            select distinct concat(added.{id}) from added where added.{id} is not null
+            select concat(added.{id}) from added where added.{id} is not null
             on conflict (key) do nothing;
             get diagnostics written = row_count;
             if written < wanted then
