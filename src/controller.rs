@@ -6,7 +6,7 @@
 //!              └────── sweeper ───────────────────┘
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -58,6 +58,8 @@ pub struct Shared {
     pub tasks: Tasks,
     /// Cancelled when no new work is to be taken.
     pub stop: CancellationToken,
+    /// Why the daemon may not go on, when it ends by itself.
+    pub ended_by: Arc<Mutex<Option<Error>>>,
 }
 
 /// The daemon at work.
@@ -177,6 +179,7 @@ impl Controller {
             beat: beat("sweep"),
             tasks: shared.tasks.clone(),
             stop: shared.stop.clone(),
+            ended_by: Arc::clone(&shared.ended_by),
         };
         let name = shared.worker.application_name.clone();
         let sending = notices::send(shared.server.clone(), name.clone(), ready_keys, shared.tasks.cancelled());

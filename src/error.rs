@@ -35,6 +35,8 @@ pub enum Kind {
     Migration,
     /// A tenant migration did not get a lock in time (55P03, 40P01, 40001).
     MigrationLocked,
+    /// A migration of the tenant broke the connection time and again: it may be what brings the server down.
+    Breaks,
     /// Somebody is connected where nobody may be (55006).
     InUse,
     /// The key cannot name a tenant, or its name is taken by another key.
@@ -78,7 +80,7 @@ pub enum Class {
 
 impl Kind {
     /// Every kind, for tests and for reading the registry.
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Unreachable,
         Kind::ReadOnly,
         Kind::TooManyConnections,
@@ -92,6 +94,7 @@ impl Kind {
         Kind::RegistryNewer,
         Kind::Migration,
         Kind::MigrationLocked,
+        Kind::Breaks,
         Kind::InUse,
         Kind::BadKey,
         Kind::Conflict,
@@ -123,6 +126,7 @@ impl Kind {
             Kind::RegistryNewer => "registry_newer",
             Kind::Migration => "migration",
             Kind::MigrationLocked => "migration_locked",
+            Kind::Breaks => "breaks",
             Kind::InUse => "in_use",
             Kind::BadKey => "bad_key",
             Kind::Conflict => "conflict",
@@ -161,7 +165,7 @@ impl Kind {
             | Kind::RegistryNewer => Class::Server,
             Kind::MigrationLocked | Kind::InUse => Class::Soon,
             Kind::Migration | Kind::Refused | Kind::Other | Kind::Usage => Class::Later,
-            Kind::BadKey | Kind::Conflict | Kind::Drift | Kind::Missing | Kind::Replaced => Class::Park,
+            Kind::BadKey | Kind::Conflict | Kind::Drift | Kind::Missing | Kind::Replaced | Kind::Breaks => Class::Park,
             Kind::LeaseLost | Kind::Newer | Kind::Braked => Class::Leave,
         }
     }

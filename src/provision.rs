@@ -21,11 +21,14 @@ use crate::registry::claim::{Again, Claim, Done};
 use crate::registry::hand_over::Stray;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
-use crate::retry::{Next, Schedule};
+use crate::retry::{Next, Schedule, WAIT};
 use crate::tenant::{Marker, database_name, hex};
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
 const LOOKS: usize = 4;
+
+/// So often in a row the connection may break under a tenant's migration before the migration is taken for the cause.
+const BREAKS: u32 = 3;
 
 /// Others come first after the server failed one tenant: it may be this tenant's database alone that the server refuses.
 const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
@@ -176,6 +179,9 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
             Ok(outcome) => outcome,
             Err(failure) => fail(context, &claim, failure).await,
         };
+        if matches!(outcome, Outcome::Ready { .. } | Outcome::Failed { .. }) {
+            context.registry.unbroken(&claim);
+        }
         context.registry.put_down(&claim);
         Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
     }
@@ -288,10 +294,14 @@ async fn brake(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A right that is missing on a database that stands is this tenant's matter: somebody changed its owner or its rights. What is missing to
-/// make one is missing for all.
+/// A right that is missing on a database that stands is this tenant's matter: somebody changed its owner or its rights; so is a lock that
+/// somebody holds on it. What is missing to make one is missing for all.
 fn of_tenant(error: Error) -> Error {
-    if error.kind() == Kind::Rights { error.with_kind(Kind::Refused) } else { error }
+    match error.kind() {
+        Kind::Rights => error.with_kind(Kind::Refused),
+        Kind::Locked => error.with_kind(Kind::InUse),
+        _ => error,
+    }
 }
 
 fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
@@ -323,6 +333,8 @@ async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) 
 
 /// Records a failure as its class demands.
 async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }: Failure) -> Outcome {
+    let error =
+        if step == Step::Migrate(Vec::new()).word() { blame_for_breaking(context, claim, error) } else { error };
     let next = match error.class() {
         Class::Server => {
             give_back(context, claim, AFTER_SERVER_FAILURE).await;
@@ -342,13 +354,47 @@ async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }
         Next::After(delay) => Again::After(delay),
         Next::Park => Again::Parked,
     };
-    match context.registry.record_failure(claim, &error, step, again, version).await {
+    match record(context, claim, &error, step, again, version).await {
         Ok(()) => Outcome::Failed { error, parked: next == Next::Park },
         Err(unrecorded) if unrecorded.class() == Class::Leave => Outcome::Left(unrecorded),
         Err(unrecorded) => {
             context.registry.owe();
             Outcome::Server(unrecorded)
         }
+    }
+}
+
+/// A connection that breaks is the server's matter, until it breaks under the same tenant's migration again and again: a migration that brings
+/// the server down must not be tried for ever.
+fn blame_for_breaking(context: &Context, claim: &Claim, error: Error) -> Error {
+    if error.kind() != Kind::Unreachable || context.registry.broke(claim) < BREAKS {
+        return error;
+    }
+    error
+        .context(format!("the connection broke {BREAKS} times in a row while this tenant was migrated"))
+        .with_kind(Kind::Breaks)
+        .hint("look into the server's log: the migration may be what brings the server down")
+}
+
+/// Records the failure. One that may have brought the server down is recorded once it is up again, or the next try would do the same.
+async fn record(
+    context: &Context,
+    claim: &Claim,
+    error: &Error,
+    step: &str,
+    again: Again,
+    version: Option<i64>,
+) -> Result<()> {
+    let patience = Instant::now() + claim.lease;
+    let mut tries = 0;
+    loop {
+        let recorded = context.registry.record_failure(claim, error, step, again, version).await;
+        let unreachable = recorded.as_ref().is_err_and(|unrecorded| unrecorded.class() == Class::Server);
+        if !unreachable || error.kind() != Kind::Breaks || Instant::now() > patience {
+            return recorded;
+        }
+        tries += 1;
+        tokio::time::sleep(WAIT.delay(tries)).await;
     }
 }
 

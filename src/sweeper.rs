@@ -1,6 +1,6 @@
 //! The daemon's periodic sweep: finds what the trigger missed and what changed behind our back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -44,8 +44,10 @@ pub struct Sweeper {
     pub beat: Beat,
     /// For the lanes.
     pub tasks: Tasks,
-    /// Ends it after the tenants in hand.
+    /// Ends it after the tenants in hand; cancelled by itself when the daemon may not go on.
     pub stop: CancellationToken,
+    /// Why the daemon may not go on: written here, read when it has ended.
+    pub ended_by: Arc<Mutex<Option<Error>>>,
 }
 
 impl Sweeper {
@@ -109,6 +111,11 @@ impl Sweeper {
                 }
                 self.table = installed.table;
                 self.conditions.clear(REGISTRY);
+            }
+            // A newer tenantd has installed what this one does not know: waiting changes nothing.
+            Err(error) if error.kind() == Kind::RegistryNewer => {
+                self.ended_by.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                self.stop.cancel();
             }
             // Nothing is known of the installation. The sweep, which comes next, says so.
             Err(error) if error.kind().is_out_of_reach() => {

@@ -1,7 +1,7 @@
 //! `tenantd` without a command: the daemon.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -45,6 +45,7 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         heartbeats: Heartbeats::new(),
         tasks: tasks.clone(),
         stop: requests.stop.clone(),
+        ended_by: Arc::default(),
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), main = config.main.describe(), "tenantd starts");
     let (opened, registry) = watch::channel(None);
@@ -89,6 +90,9 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         tracing::debug!(?alive, "tasks that did not end in time");
     }
     tracing::info!("tenantd ended");
+    if let Some(error) = shared.ended_by.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error);
+    }
     Ok(forced.map_or(ExitStatus::Well.into(), ExitCode::from))
 }
 

@@ -78,7 +78,10 @@ pub async fn create_database(client: &Client, name: &str, owner: &str) -> Result
 /// # Errors
 /// [`Kind::InUse`] when a prepared transaction or a replication slot holds it.
 pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
-    assert!(name.starts_with(SPARE_PREFIX), "DROP DATABASE is only sent for a random name, not for {name:?}");
+    if !name.starts_with(SPARE_PREFIX) {
+        return Err(Error::new(Kind::Registry, format!("{name:?} is no random name of ours: it is not dropped"))
+            .hint("somebody wrote a row into tenantd.spare: delete it"));
+    }
     client
         .batch_execute(&format!("drop database if exists {} with (force)", quote::identifier(name)))
         .await

@@ -270,6 +270,20 @@ impl Registry {
         self.keys_in_hand().remove(&claim.key);
     }
 
+    /// A migration of the tenant broke the connection: how often in a row it did by now, as far as this process knows.
+    #[must_use]
+    pub fn broke(&self, claim: &Claim) -> u32 {
+        let mut broken = self.in_hand.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = broken.entry(claim.key.clone()).or_default();
+        *times += 1;
+        *times
+    }
+
+    /// The work on the tenant came to an end that says nothing of a broken connection.
+    pub fn unbroken(&self, claim: &Claim) {
+        self.in_hand.broken.lock().unwrap_or_else(PoisonError::into_inner).remove(&claim.key);
+    }
+
     /// A lease may stand that nobody works under; see [`Registry::release_owed`].
     pub fn owe(&self) {
         self.in_hand.owed.store(true, Ordering::Relaxed);

@@ -35,7 +35,7 @@ pub struct Fleet {
     pub strays: i64,
     /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
     pub problems: Vec<Problem>,
-    /// The daemons that are connected, by the name they give their connections (`host:pid`).
+    /// The daemons that are connected, by the name they give their connections (`host:pid:random`).
     pub daemons: Vec<String>,
     /// Who holds the doorbell's lock: a daemon that sleeps, or somebody who should not.
     pub bell: Option<BellHolder>,

@@ -56,7 +56,7 @@ pub(super) async fn grant(
 ///
 /// # Errors
 /// [`Kind::Usage`] for a role that does not exist; [`Kind::Rights`] for a right that is missing, with the statement that gives it.
-pub(super) async fn check_roles(client: &Client, config: &Config) -> Result<()> {
+pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
     let tenant = &config.tenant;
     let named: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).chain(&tenant.connect_roles).collect();
     let row = client
@@ -66,6 +66,7 @@ pub(super) async fn check_roles(client: &Client, config: &Config) -> Result<()> 
                     coalesce((select pg_has_role(current_user, oid, 'usage') and case
                         when current_setting('server_version_num')::int >= 160000 then pg_has_role(current_user, oid, 'set') else true end
                         from pg_roles where rolname = $2), true) as may_own,
+                    coalesce((select rolcanlogin from pg_roles where rolname = $2), false) as owner_logs_in,
                     current_user::text as me",
             &[(&named, Type::TEXT_ARRAY), (&tenant.owner, Type::TEXT)],
         )
@@ -86,6 +87,13 @@ pub(super) async fn check_roles(client: &Client, config: &Config) -> Result<()> 
         return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
             "as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)"
         )));
+    }
+    if field::<bool>(&row, "owner_logs_in")? {
+        notes.push(
+            "the role in tenant.owner may log in: what it makes in a tenant (triggers, views) runs while tenantd migrates, with tenantd's \
+             rights; take a role without login, and name the application's role in tenant.use"
+                .to_owned(),
+        );
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ impl Registry {
         let mut notes = Vec::new();
         lock_installation(&session).await?;
         let table = signup::inspect(&session, &config.signup).await?;
-        grants::check_roles(&session, config).await?;
+        grants::check_roles(&session, config, &mut notes).await?;
         make_schema(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
         let notify = decide_notify(&session, config, &mut notes).await?;
@@ -97,7 +97,7 @@ impl Registry {
             if !identity.users_held {
                 hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
             }
-            grants::check_roles(&session, config).await?;
+            grants::check_roles(&session, config, &mut notes).await?;
             grants::grant(&session, config, &mut changes, &mut notes).await?;
         }
         session.close().await;

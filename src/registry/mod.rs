@@ -16,7 +16,7 @@ pub mod sets;
 pub mod signup;
 pub mod sweep;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub struct Registry {
     pool: Pool,
     /// The registry's own id, half of every ownership marker.
     pub id: Uuid,
-    /// Who claims: `host:pid` of this process, as it stands in `leased_by` and in the names of its connections.
+    /// Who claims: `host:pid:random` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
     /// The newest version of the registry that this tenantd knows.
     knows: i64,
@@ -53,6 +53,8 @@ pub struct Registry {
 struct InHand {
     /// Written by each claim and each end of the work.
     keys: Mutex<BTreeSet<String>>,
+    /// How often in a row a migration of the tenant broke the connection; forgotten when the work comes to another end.
+    broken: Mutex<BTreeMap<String, u32>>,
     /// Whether a lease may stand that nobody works under: a claim without an answer, a tenant that could not be given back.
     owed: AtomicBool,
 }
@@ -60,7 +62,7 @@ struct InHand {
 /// A process that works on the registry.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// `host:pid`, as it stands in `leased_by`.
+    /// `host:pid:random`, as it stands in `leased_by`.
     pub name: String,
     /// The name of its connections to the main database; a daemon's begins with `tenantd:daemon `, by which `status` knows it.
     pub application_name: String,
@@ -72,7 +74,9 @@ impl Worker {
     /// This process, as a `role` such as `daemon` or `sweep`.
     #[must_use]
     pub fn new(role: &str, host: &str, connections: usize) -> Self {
-        let name = format!("{host}:{}", std::process::id());
+        // Two containers may have one host name, and both the process id 1.
+        let random = &Uuid::new_v4().simple().to_string()[..4];
+        let name = format!("{host}:{}:{random}", std::process::id());
         let mut application_name = format!("tenantd:{role} {name}");
         // The server would cut it off with a notice.
         application_name.truncate(application_name.floor_char_boundary(crate::tenant::MAX_IDENTIFIER_BYTES));

@@ -88,7 +88,7 @@ impl Registry {
             .await?
             .execute_typed(
                 "update tenantd.tenant set work = 'due', due_at = now(), failures = 0
-                 where work = 'parked' and error_kind in ('drift', 'migration')",
+                 where work = 'parked' and error_kind in ('drift', 'migration', 'breaks')",
                 &[],
             )
             .await

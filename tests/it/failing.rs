@@ -7,6 +7,7 @@ use tenantd::error::Kind;
 use tenantd::provision::Outcome;
 
 use crate::fleet::{Fleet, enter, execute, row, write_migrations};
+use crate::support::audit::Finding;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -118,6 +119,27 @@ async fn the_version_reached_before_a_failure_is_recorded() {
     let failed = row(&database, &key).await;
     assert_eq!((failed["version"].as_i64(), failed["work"].as_str()), (Some(2), Some("failing")));
     assert!(tables(&database, &key).await.contains("more"), "it is usable at version 2");
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: a migration that breaks the connection each time is not tried for ever, and another tenant's is no reason to give up. Method: one that
+/// ends its own backend, as a crash would; three sweeps by hand.
+#[tokio::test]
+async fn a_migration_that_breaks_the_connection_parks_in_the_end() {
+    let database = TestDatabase::new().await.allow(Finding::DatabaseWithoutTenant);
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_end.sql", "reset role;\nselect pg_terminate_backend(pg_backend_pid());\n")]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let key = sign_up(&database, 1).await.remove(0);
+    for tries in 1..=3 {
+        let report = fleet.sweep().await;
+        assert_eq!(report.failed.len(), 1, "{report:?}");
+        let kind = if tries < 3 { Kind::Unreachable } else { Kind::Breaks };
+        assert_eq!((report.failed[0].error.kind(), report.failed[0].parked), (kind, tries == 3));
+    }
+    let parked = row(&database, &key).await;
+    assert_eq!((parked["work"].as_str(), parked["error_kind"].as_str()), (Some("parked"), Some("breaks")));
     fleet.close().await;
     database.finish().await;
 }

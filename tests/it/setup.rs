@@ -233,7 +233,12 @@ async fn a_newer_registry_is_refused_only_when_it_must_be() {
     let newer = "select prosrc like '%newer%' from pg_proc where oid = 'tenantd.signup()'::regprocedure";
     assert!(one::<bool>(&admin, newer).await);
 
+    let mut running = program.start();
+    running.wait_for_line("tenantd is at work", SOON).await;
     run(&admin, "update tenantd.registry set needs_version = 99").await;
+    running.hang_up();
+    assert_eq!(running.ended(SOON).await.code(), Some(4), "a running daemon meets it at its next sweep");
+    running.kill();
     let arguments: [&[&str]; 3] = [&["setup"], &["--sweep-once"], &[]];
     for arguments in arguments {
         let refused = program.run(arguments).await;
