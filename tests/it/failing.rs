@@ -129,7 +129,10 @@ async fn the_version_reached_before_a_failure_is_recorded() {
 async fn a_migration_that_breaks_the_connection_parks_in_the_end() {
     let database = TestDatabase::new().await.allow(Finding::DatabaseWithoutTenant);
     let folder = tempfile::tempdir().expect("a folder");
-    write_migrations(folder.path(), &[("0001_end.sql", "reset role;\nselect pg_terminate_backend(pg_backend_pid());\n")]);
+    write_migrations(
+        folder.path(),
+        &[("0001_end.sql", "reset role;\nselect pg_terminate_backend(pg_backend_pid());\n")],
+    );
     let fleet = Fleet::with_folder(&database, folder.path()).await;
     let key = sign_up(&database, 1).await.remove(0);
     for tries in 1..=3 {
