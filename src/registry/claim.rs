@@ -317,7 +317,7 @@ impl Registry {
 
     /// Reads what a claim took, and holds it in hand.
     fn taken(&self, rows: Result<Vec<Row>>, asked: Instant, lease: Duration) -> Result<Vec<Claim>> {
-        let rows = rows.inspect_err(|_| self.owe()).map_err(damaged)?;
+        let rows = rows.inspect_err(|_| self.owe())?;
         let claims: Vec<Claim> = rows.iter().map(|row| read(row, asked, lease)).collect::<Result<_>>()?;
         self.keys_in_hand().extend(claims.iter().map(|claim| claim.key.clone()));
         Ok(claims)

@@ -107,13 +107,17 @@ impl Registry {
     /// The rows of a short statement.
     async fn query(&self, sql: &str, parameters: Parameters<'_>, what: impl FnOnce() -> String) -> Result<Vec<Row>> {
         let session = self.session().await?;
-        answered(&session, async { session.query_typed(sql, parameters).await.doing(what) }).await
+        answered(&session, async { session.query_typed(sql, parameters).await.doing(what) })
+            .await
+            .map_err(claim::damaged)
     }
 
     /// How many rows a short statement changed.
     async fn execute(&self, sql: &str, parameters: Parameters<'_>, what: impl FnOnce() -> String) -> Result<u64> {
         let session = self.session().await?;
-        answered(&session, async { session.execute_typed(sql, parameters).await.doing(what) }).await
+        answered(&session, async { session.execute_typed(sql, parameters).await.doing(what) })
+            .await
+            .map_err(claim::damaged)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
+use super::claim::damaged;
 use super::{Registry, field};
 use crate::error::Result;
 use crate::migrations::compare::{Finding, Recorded, Verdict, compare};
@@ -67,7 +68,8 @@ impl Registry {
                 &[(&set.id(), Type::TEXT)],
             )
             .await
-            .doing(|| "read the migration sets that tenants have".to_owned())?;
+            .doing(|| "read the migration sets that tenants have".to_owned())
+            .map_err(damaged)?;
         let mut sets: BTreeMap<String, Vec<Recorded>> = BTreeMap::new();
         for row in &rows {
             sets.entry(field(row, "id")?).or_default().push(Recorded::from(Entry {

@@ -1,59 +1,29 @@
 //! Reconcile: bring one claimed tenant from what is observed to what is desired. The only way a tenant ever changes.
 
-use std::collections::BTreeSet;
+mod context;
+mod failure;
+mod strays;
+
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use crate::config::Config;
-use crate::error::{Class, Error, Kind, Result};
+pub use self::context::Context;
+use self::failure::{Failure, at, fail, of_tenant, panicked};
+pub use self::strays::drop_strays;
+use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
-use crate::migrations::MigrationSet;
-use crate::pg::Server;
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
-use crate::registry::claim::{Again, Claim, Done};
-use crate::registry::hand_over::Stray;
-use crate::registry::sets::Relations;
-use crate::registry::sweep::Room;
-use crate::retry::{Next, Schedule, WAIT};
-use crate::tenant::{Marker, database_name, hex};
+use crate::registry::claim::{Claim, Done};
+use crate::tenant::{Marker, database_name};
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
 const LOOKS: usize = 4;
-
-/// So often in a row the connection may break under a tenant's migration before the migration is taken for the cause.
-const BREAKS: u32 = 3;
-
-/// Others come first after the server failed one tenant: it may be this tenant's database alone that the server refuses.
-const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
-
-/// A tenant that the brakes stopped comes back after about this time, left to chance so that two that stopped each other do not meet again.
-const AFTER_BRAKE: Schedule =
-    Schedule { first: Duration::from_secs(2), max: Duration::from_secs(3), attempts: u32::MAX };
-
-/// After this time a CREATE DATABASE that outlived its daemon cannot still be running: it has a `statement_timeout` of a minute.
-const FORGET_SPARES_AFTER: Duration = Duration::from_mins(15);
-
-/// Everything a reconcile needs, the same for every tenant.
-#[derive(Clone)]
-pub struct Context {
-    /// The server that the tenants' databases are on.
-    pub server: Server,
-    /// Where the truth is.
-    pub registry: Registry,
-    /// The settings in force.
-    pub config: Arc<Config>,
-    /// The migrations every tenant should have.
-    pub set: Arc<MigrationSet>,
-    /// How the set compares with those that tenants have.
-    pub relations: Relations,
-}
 
 /// How a reconcile ended.
 #[derive(Debug)]
@@ -91,67 +61,6 @@ pub struct Ended {
     pub took: Duration,
 }
 
-/// A failure, and the step it happened at.
-struct Failure {
-    error: Error,
-    step: &'static str,
-    /// The newest migration that the tenant has all the same, where that may have changed.
-    version: Option<i64>,
-}
-
-/// The failure of `step`.
-fn at(step: &'static str) -> impl Fn(Error) -> Failure {
-    move |error| Failure { error, step, version: None }
-}
-
-impl Context {
-    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn prepare(
-        server: Server,
-        registry: Registry,
-        config: Arc<Config>,
-        set: Arc<MigrationSet>,
-    ) -> Result<Context> {
-        registry.keep_set(&set).await?;
-        let relations = registry.relate(&set, config.tenant.out_of_order).await?;
-        Ok(Context { server, registry, config, set, relations })
-    }
-
-    /// The role that owns every tenant.
-    #[must_use]
-    pub fn owner(&self) -> &str {
-        self.config.tenant.owner.as_deref().unwrap_or_else(|| self.config.main.user())
-    }
-
-    /// The fingerprint of owner and grants: when a setting of them changes, every tenant is behind.
-    #[must_use]
-    pub fn access(&self) -> String {
-        let as_set = |roles: &[String]| roles.iter().cloned().collect::<BTreeSet<_>>();
-        let text = format!(
-            "{:?}",
-            (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles))
-        );
-        hex(&Sha256::digest(text.as_bytes()))
-    }
-
-    /// How many more tenants the brakes let be made.
-    #[must_use]
-    pub fn room(&self, counted: Room) -> i64 {
-        let of_server = i64::from(self.config.tenant.max) - counted.tenants;
-        let per_hour = i64::from(self.config.tenant.max_per_hour);
-        let room = if per_hour == 0 { of_server } else { of_server.min(per_hour - counted.last_hour) };
-        room.max(0)
-    }
-
-    fn schedule(&self) -> Schedule {
-        let retry = &self.config.retry;
-        Schedule { first: retry.first, max: retry.max, attempts: retry.attempts }
-    }
-}
-
 /// Brings the claimed tenant to what is desired, and records how it ended.
 ///
 /// # Flow
@@ -187,13 +96,6 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
     }
     .instrument(span)
     .await
-}
-
-/// A panic is a fault of ours: it counts against the tenant, so that it is not tried for ever, and takes nothing else down.
-fn panicked() -> Failure {
-    let error = Error::new(Kind::Other, "the work panicked")
-        .hint("this is a fault of tenantd: report it with the trace on stderr");
-    at("panic")(error)
 }
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {
@@ -294,16 +196,6 @@ async fn brake(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A right that is missing on a database that stands is this tenant's matter: somebody changed its owner or its rights; so is a lock that
-/// somebody holds on it. What is missing to make one is missing for all.
-fn of_tenant(error: Error) -> Error {
-    match error.kind() {
-        Kind::Rights => error.with_kind(Kind::Refused),
-        Kind::Locked => error.with_kind(Kind::InUse),
-        _ => error,
-    }
-}
-
 fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
     if Instant::now() < *until.lock().unwrap_or_else(PoisonError::into_inner) {
         return Ok(());
@@ -329,108 +221,4 @@ async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) 
             Err(_) => return Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)),
         }
     }
-}
-
-/// Records a failure as its class demands.
-async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }: Failure) -> Outcome {
-    let error =
-        if step == Step::Migrate(Vec::new()).word() { blame_for_breaking(context, claim, error) } else { error };
-    let next = match error.class() {
-        Class::Server => {
-            give_back(context, claim, AFTER_SERVER_FAILURE).await;
-            return Outcome::Server(error.context(step));
-        }
-        Class::Leave => {
-            match error.kind() {
-                Kind::Newer => give_back(context, claim, context.config.sweep.every).await,
-                Kind::Braked => give_back(context, claim, AFTER_BRAKE.delay(1)).await,
-                _ => {}
-            }
-            return Outcome::Left(error);
-        }
-        class => context.schedule().next(claim.failures + 1, class),
-    };
-    let again = match next {
-        Next::After(delay) => Again::After(delay),
-        Next::Park => Again::Parked,
-    };
-    match record(context, claim, &error, step, again, version).await {
-        Ok(()) => Outcome::Failed { error, parked: next == Next::Park },
-        Err(unrecorded) if unrecorded.class() == Class::Leave => Outcome::Left(unrecorded),
-        Err(unrecorded) => {
-            context.registry.owe();
-            Outcome::Server(unrecorded)
-        }
-    }
-}
-
-/// A connection that breaks is the server's matter, until it breaks under the same tenant's migration again and again: a migration that brings
-/// the server down must not be tried for ever.
-fn blame_for_breaking(context: &Context, claim: &Claim, error: Error) -> Error {
-    if error.kind() != Kind::Unreachable || context.registry.broke(claim) < BREAKS {
-        return error;
-    }
-    error
-        .context(format!("the connection broke {BREAKS} times in a row while this tenant was migrated"))
-        .with_kind(Kind::Breaks)
-        .hint("look into the server's log: the migration may be what brings the server down")
-}
-
-/// Records the failure. One that may have brought the server down is recorded once it is up again, or the next try would do the same.
-async fn record(
-    context: &Context,
-    claim: &Claim,
-    error: &Error,
-    step: &str,
-    again: Again,
-    version: Option<i64>,
-) -> Result<()> {
-    let patience = Instant::now() + claim.lease;
-    let mut tries = 0;
-    loop {
-        let recorded = context.registry.record_failure(claim, error, step, again, version).await;
-        let unreachable = recorded.as_ref().is_err_and(|unrecorded| unrecorded.class() == Class::Server);
-        if !unreachable || error.kind() != Kind::Breaks || Instant::now() > patience {
-            return recorded;
-        }
-        tries += 1;
-        tokio::time::sleep(WAIT.delay(tries)).await;
-    }
-}
-
-/// A lease that cannot be given back now is owed, and ends by itself at the latest.
-async fn give_back(context: &Context, claim: &Claim, after: Duration) {
-    if let Err(error) = context.registry.release(claim, after).await {
-        context.registry.owe();
-        tracing::debug!(error = error.chain(), "the lease was not given back yet");
-    }
-}
-
-/// Drops databases under random names that no live claim is making: what died daemons left. Returns how many.
-///
-/// A young name is not forgotten: a CREATE DATABASE that outlived its daemon may still bring its database about.
-///
-/// # Errors
-/// The main database cannot be reached. A spare that cannot be dropped now is tried again by the next sweep.
-pub async fn drop_strays(registry: &Registry) -> Result<u64> {
-    let mut dropped = 0;
-    for Stray { name, old, there } in registry.stray_spares(FORGET_SPARES_AFTER).await? {
-        if there {
-            let session = registry.session().await?;
-            if let Err(error) = crate::pg::admin::drop_database(&session, &name).await {
-                tracing::warn!(
-                    spare = name,
-                    error = error.chain(),
-                    hint = error.advice(),
-                    "a half-made database could not be dropped"
-                );
-                continue;
-            }
-            dropped += 1;
-        }
-        if old {
-            registry.forget_spare(&name).await?;
-        }
-    }
-    Ok(dropped)
 }

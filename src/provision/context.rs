@@ -1,0 +1,79 @@
+//! What every reconcile needs, the same for all tenants.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::migrations::MigrationSet;
+use crate::pg::Server;
+use crate::registry::Registry;
+use crate::registry::sets::Relations;
+use crate::registry::sweep::Room;
+use crate::retry::Schedule;
+use crate::tenant::hex;
+
+/// Everything a reconcile needs, the same for every tenant.
+#[derive(Clone)]
+pub struct Context {
+    /// The server that the tenants' databases are on.
+    pub server: Server,
+    /// Where the truth is.
+    pub registry: Registry,
+    /// The settings in force.
+    pub config: Arc<Config>,
+    /// The migrations every tenant should have.
+    pub set: Arc<MigrationSet>,
+    /// How the set compares with those that tenants have.
+    pub relations: Relations,
+}
+
+impl Context {
+    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn prepare(
+        server: Server,
+        registry: Registry,
+        config: Arc<Config>,
+        set: Arc<MigrationSet>,
+    ) -> Result<Context> {
+        registry.keep_set(&set).await?;
+        let relations = registry.relate(&set, config.tenant.out_of_order).await?;
+        Ok(Context { server, registry, config, set, relations })
+    }
+
+    /// The role that owns every tenant.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        self.config.tenant.owner.as_deref().unwrap_or_else(|| self.config.main.user())
+    }
+
+    /// The fingerprint of owner and grants: when a setting of them changes, every tenant is behind.
+    #[must_use]
+    pub fn access(&self) -> String {
+        let as_set = |roles: &[String]| roles.iter().cloned().collect::<BTreeSet<_>>();
+        let text = format!(
+            "{:?}",
+            (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles))
+        );
+        hex(&Sha256::digest(text.as_bytes()))
+    }
+
+    /// How many more tenants the brakes let be made.
+    #[must_use]
+    pub fn room(&self, counted: Room) -> i64 {
+        let of_server = i64::from(self.config.tenant.max) - counted.tenants;
+        let per_hour = i64::from(self.config.tenant.max_per_hour);
+        let room = if per_hour == 0 { of_server } else { of_server.min(per_hour - counted.last_hour) };
+        room.max(0)
+    }
+
+    pub(super) fn schedule(&self) -> Schedule {
+        let retry = &self.config.retry;
+        Schedule { first: retry.first, max: retry.max, attempts: retry.attempts }
+    }
+}
