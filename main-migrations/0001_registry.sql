@@ -10,6 +10,8 @@ create table if not exists tenantd.registry (
     database_oid oid not null,
     -- The newest breaking migration of the registry: a tenantd that does not carry it must not work here.
     needs_version bigint not null default 1,
+    -- The signup table; when another one takes its place, its users are held anew.
+    signup_table text,
     -- When the users from before the installation got their held rows; null: not yet.
     users_held_at timestamptz,
     created_at timestamptz not null default now()

@@ -51,7 +51,7 @@
 //! A file imports from its own row or one with a smaller number; a test reads the source tree and fails when a row is broken.
 //!
 //! ```text
-//! 0 words     tenant, error                      pure: no tokio, no postgres
+//! 0 words     tenant, error, fail_points         pure: no tokio, no postgres
 //! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database

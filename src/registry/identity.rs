@@ -3,6 +3,7 @@
 //! A staging copy on the same server would otherwise see the tenants of production as its own.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::claim::damaged;
@@ -58,6 +59,21 @@ pub async fn read(client: &Client) -> Result<Option<Identity>> {
         })
     })
     .transpose()
+}
+
+/// Records which table signups come from. True when another one than before: the users in it are from before, and to be held.
+///
+/// # Errors
+/// The registry cannot be written.
+pub async fn point_at(client: &Client, table: &str) -> Result<bool> {
+    let pointed = client
+        .execute_typed(
+            "update tenantd.registry set signup_table = $1, users_held_at = null where signup_table is distinct from $1",
+            &[(&table, Type::TEXT)],
+        )
+        .await
+        .doing(|| format!("record that signups come from {table}"))?;
+    Ok(pointed > 0)
 }
 
 /// Checks that this tenantd, whose newest registry migration is `carried`, may work with the registry.

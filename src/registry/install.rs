@@ -59,11 +59,18 @@ impl Registry {
         grants::check_roles(&session, config, &mut notes).await?;
         make_schema(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
+        let another_table = identity::point_at(&session, &table.name).await?;
+        if another_table && identity.users_held {
+            notes.push(format!(
+                "signups come from {} now, and its users are held; the trigger on the table before stays: its owner may drop tenantd_signup there",
+                table.name
+            ));
+        }
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
             put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
         }
-        if !identity.users_held {
+        if !identity.users_held || another_table {
             hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
         }
         grants::grant(&session, config, &mut changes, &mut notes).await?;

@@ -288,3 +288,31 @@ async fn the_application_sees_the_view_and_nothing_else() {
     fleet.close().await;
     database.finish().await;
 }
+
+/// Goal: another signup table fills no disk by surprise: its users are from before, and held like those of the first. Method: a second table
+/// with users in it, named in the settings.
+#[tokio::test]
+async fn the_users_of_another_table_are_held() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    database.sign_up("one@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    fleet.close().await;
+    let admin = database.superuser().await;
+    run(
+        &admin,
+        "create table public.accounts (id uuid primary key default gen_random_uuid());
+         insert into public.accounts select from generate_series(1, 2);
+         grant select (id), trigger on public.accounts to tenantd",
+    )
+    .await;
+    let other = [("signup.table", "public.accounts")];
+    let fleet = Fleet::install(&database, &other).await;
+    assert!(fleet.installed.notes.iter().any(|note| note.starts_with("signups come from \"public\".\"accounts\" now")));
+    assert_eq!(fleet.sweep().await.made, 0);
+    assert_eq!(one::<i64>(&admin, "select count(*) from tenantd.tenant where work = 'held'").await, 2);
+    run(&admin, "insert into public.accounts default values").await;
+    assert_eq!(fleet.sweep().await.made, 1, "a signup after that is one");
+    fleet.close().await;
+    database.finish().await;
+}
