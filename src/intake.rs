@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A queued request makes every new signup ring already; only one that is older than the request can stay silent, so a queued daemon
-//! looks four times a second until the lock is granted. Without a bell it looks every tenth of a second.
+//! looks four times a second until the lock is granted. Without a bell (Blind) it looks every tenth of a second. While nothing may be
+//! taken, since the brakes are on or the migration set is refused (Held), it gives the lock back, so that nobody rings in vain.
 //!
 //! No wake-up is lost: while awake it polls; once armed or queued it looks again before it sleeps; a ring that comes at any other time
 //! is kept until the next sleep; and while lanes are what is missing, the end of each is waited for. A bell that failed in any way is given up
