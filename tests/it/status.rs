@@ -319,7 +319,7 @@ async fn brakes_and_leftovers_are_told() {
     scene.sql(&format!("create database {spare}")).await;
     scene
         .sql(&format!(
-            "insert into tenantd.spare values ('{spare}', 'gone', 1), ('tenantd_spare_never_made', 'gone', 1)"
+            "insert into tenantd.spare (name, key, attempt) values ('{spare}', 'gone', 1), ('tenantd_spare_never_made', 'gone', 1)"
         ))
         .await;
     let shown = scene.json().await;
