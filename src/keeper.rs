@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::conditions::{Conditions, TEMPLATE};
 use crate::config::Handover;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Beat;
 use crate::provision::spare::{discard_spare, make_spare};
 use crate::provision::template::{build, drop_template};
@@ -187,10 +187,19 @@ impl Keeper {
                 Ok(())
             }
             Action::Discard(spare) => {
-                discard_spare(context, &spare).await?;
-                tracing::debug!(spare, "spare dropped");
                 memory.not_before = Instant::now() + BETWEEN_DROPS;
                 memory.spares = memory.spares.saturating_sub(1);
+                match discard_spare(context, &spare).await {
+                    Err(error) if is_in_the_way(&error) => {
+                        tracing::warn!(
+                            spare,
+                            error = error.chain(),
+                            hint = error.advice(),
+                            "a spare could not be dropped; sweeps try again"
+                        );
+                    }
+                    dropped => dropped?,
+                }
                 Ok(())
             }
             Action::Drop(template) => {
@@ -199,6 +208,13 @@ impl Keeper {
                     Ok(()) => tracing::info!(template = template.name, "template dropped: nothing needs it any more"),
                     Err(error) if error.kind() == Kind::Conflict => {
                         tracing::warn!(error = error.chain(), hint = error.advice(), "template forgotten");
+                    }
+                    Err(error) if is_in_the_way(&error) => {
+                        memory.not_before = Instant::now() + LOOK;
+                        tracing::debug!(
+                            error = error.chain(),
+                            "a template that nobody needs could not be dropped; tried again"
+                        );
                     }
                     Err(error) => return Err(error),
                 }
@@ -283,6 +299,11 @@ impl Memory {
         (self.own_signups, self.spares) = (own, stock.spares.len());
         self.demand.note(Instant::now(), self.signups);
     }
+}
+
+/// Somebody is in a database that is to go, or owns it now: nothing else waits for that.
+fn is_in_the_way(error: &Error) -> bool {
+    matches!(error.kind(), Kind::InUse | Kind::Rights | Kind::Locked)
 }
 
 /// The disk is full: what is kept above the least is given back to the application, one each time.

@@ -127,13 +127,15 @@ async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     for extension in &settings.extensions {
         let create = format!("create extension if not exists {}", quote::identifier(extension));
         session.batch_execute(&create).await.doing(|| create.clone()).map_err(|error| {
-            let role = quote::identifier(context.config.main.user());
-            match error.kind() {
-                Kind::Rights => error.hint(format!(
-                    "role {role} may not make this extension: as a superuser, connect to database {name:?} and run `{create}`; tenantd goes on with it by itself"
-                )),
-                _ => error.hint("is the extension installed on the server? select name from pg_available_extensions"),
+            if error.kind() != Kind::Rights {
+                return error.hint("is it on the server? select name from pg_available_extensions");
             }
+            let role = quote::identifier(context.config.main.user());
+            let code = error.code().unwrap_or_default().to_owned();
+            // What the server advises is true, and no help.
+            Error::new(Kind::Rights, format!("role {role} may not make the extension {extension:?}")).sqlstate(code).because(error).hint(
+                format!("as a superuser, connect to database {name:?} and run `{create}`; tenantd goes on with that by itself"),
+            )
         })?;
     }
     session

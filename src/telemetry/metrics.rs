@@ -285,7 +285,7 @@ mod tests {
                 .into(),
             oldest_waiting: Some(Duration::from_millis(1500)),
             leased: 3,
-            spares: 2,
+            at_hand: 2,
             daemons: vec!["a:1".into(), "b:2".into()],
             notification_queue: 0.25,
             ..Fleet::default()
@@ -348,7 +348,8 @@ mod tests {
                 "tenantd_tenants_by_version{version=\"other\"} 6",
                 "tenantd_waiting_oldest_seconds 1.5",
                 "tenantd_leased 3",
-                "tenantd_spares 2",
+                "tenantd_spares{standing=\"at_hand\"} 2",
+                "tenantd_spares{standing=\"stray\"} 0",
                 "tenantd_daemons 2",
                 "tenantd_notification_queue_ratio 0.25",
             ],

@@ -323,7 +323,7 @@ async fn brakes_and_leftovers_are_told() {
         ))
         .await;
     let shown = scene.json().await;
-    assert_eq!(shown["half_made"], json!({ "databases": 2, "left_over": 1 }));
+    assert_eq!(shown["spares"], json!({ "at_hand": 0, "in_the_making": 0, "left_over": 1 }));
     assert!(words(&shown["good_to_know"]).contains(&"strays".to_owned()));
     scene.end().await;
 }
