@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
-use super::signup::{self, Table, Trigger};
+use super::signup::{self, Function, Table, Trigger};
 use super::{Registry, Worker, field, grants, parts};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -65,7 +65,7 @@ impl Registry {
         }
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
         }
         if !identity.users_held || another_table {
             hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
@@ -97,7 +97,7 @@ impl Registry {
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
             if !identity.users_held {
                 hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
             }
@@ -144,11 +144,11 @@ impl Registry {
 async fn put_trigger(
     client: &Client,
     table: &Table,
-    notify: bool,
+    function: Function<'_>,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    if signup::install_function(client, table, notify).await? {
+    if signup::install_function(client, table, function).await? {
         changes.push("made the function tenantd.signup()".to_owned());
     }
     for on in &table.triggers_on {

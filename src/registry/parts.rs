@@ -9,10 +9,11 @@ use crate::pg::Doing;
 
 const TABLES: [&str; 8] =
     ["migration", "registry", "tenant", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
-const FUNCTIONS: [&str; 4] = [
+const FUNCTIONS: [&str; 5] = [
     "wait(text, interval)",
     "request_again(text[])",
     "name_spare(text, text, text, text)",
+    "hand_over_at_commit(text[], text, text)",
     "hand_over(text[], bigint[], text, text[], text[], text, text)",
 ];
 
