@@ -137,10 +137,8 @@ impl Registry {
     pub async fn remove(server: &Server) -> Result<Vec<String>> {
         let session = server.connect(None, "tenantd:setup").await?;
         // Of a registry that was made for another database they are not ours.
-        let at_home = match parts::missing(&session).await?.is_empty() {
-            true => identity::read(&session).await?.is_some_and(|identity| identity.at_home),
-            false => false,
-        };
+        let whole = parts::missing(&session).await?.is_empty();
+        let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
         let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
         signup::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await

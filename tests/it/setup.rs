@@ -116,7 +116,8 @@ async fn remove_takes_the_registry_and_leaves_the_tenants() {
 
     let admin = database.superuser().await;
     let template: String = admin.query_one("select name from tenantd.template", &[]).await.expect("a template").get(0);
-    let removed = well(&program.run(&["setup", "--remove", "--yes"]).await);
+    let removed = program.run(&["setup", "--remove", "--yes"]).await;
+    let removed = well(&removed);
     assert!(removed.contains("1 database of templates and spares; the tenants' databases stay"), "{removed}");
     assert_eq!(oid(&database, &template).await, None);
     let left = "select to_regnamespace('tenantd') is not null or exists (select from pg_trigger where tgname = 'tenantd_signup')";
