@@ -158,7 +158,7 @@ impl Keeper {
         if !memory.keeps {
             return Ok(ANOTHER_KEEPS);
         }
-        self.act(context, action, memory).await?;
+        Box::pin(self.act(context, action, memory)).await?;
         Ok(Duration::ZERO)
     }
 
