@@ -2,6 +2,8 @@
 //!
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
+use std::time::{Duration, Instant};
+
 use super::Isolation;
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -10,20 +12,27 @@ use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
-use crate::registry::claim::{Claim, Done};
+use crate::registry::claim::{Claim, Done, Seen};
 use crate::registry::hand_over::{HandOver, grant_connect};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
 const SCHEMA: &str = "public";
 
+/// What a claim saw is not looked at again for so long.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// One tenant's database under work.
 pub struct DatabaseIsolation<'a> {
     server: &'a Server,
     registry: &'a Registry,
     settings: &'a config::Tenant,
+    /// Whether it was looked at from outside.
+    looked: bool,
     /// The connection to the tenant's database, from the look inside to the last step.
     inside: Option<Session>,
+    /// Its history as the look inside found it, until something is applied.
+    history: Option<Vec<AppliedRow>>,
     /// The random name of the database in the making.
     spare: Option<String>,
     /// Whether the server may be making that database still, since it gave no answer.
@@ -34,7 +43,8 @@ impl<'a> DatabaseIsolation<'a> {
     /// Begins work on one tenant.
     #[must_use]
     pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant) -> Self {
-        DatabaseIsolation { server, registry, settings, inside: None, spare: None, unsure: false }
+        let (looked, unsure) = (false, false);
+        DatabaseIsolation { server, registry, settings, looked, inside: None, history: None, spare: None, unsure }
     }
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
@@ -69,6 +79,14 @@ impl<'a> DatabaseIsolation<'a> {
             }
             Err(_) => error,
         }
+    }
+
+    /// What the claim saw, the first time, while that is fresh.
+    fn seen_by_claim(&mut self, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
+        let first = !std::mem::replace(&mut self.looked, true);
+        let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
+        let named = claim.name.as_deref() == Some(desired.name);
+        claim.seen.clone().filter(|_| first && fresh && named)
     }
 
     async fn leave(&mut self) {
@@ -128,8 +146,13 @@ impl<'a> DatabaseIsolation<'a> {
             out_of_order: desired.out_of_order,
             fresh: self.spare.is_some(),
         };
+        let seen = self.history.take();
         let session = self.session(claim, &name).await?;
-        executor.apply(session, || server.connect(Some(&name), &application_name)).await?;
+        let connect_again = || server.connect_again(&name, &application_name);
+        match seen {
+            Some(rows) => executor.go_on(session, Some(rows), connect_again).await?,
+            None => executor.apply(session, connect_again).await?,
+        };
         reach(Point::Migrated);
         Ok(())
     }
@@ -163,7 +186,10 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let mut database = admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?;
+        let mut database = match self.seen_by_claim(claim, desired) {
+            Some(Seen(database)) => database,
+            None => admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?,
+        };
         if let Some(seen) = &mut database
             && seen.ours
             && seen.valid
@@ -171,8 +197,9 @@ impl Isolation for DatabaseIsolation<'_> {
             && claim.database_oid.is_none_or(|oid| oid == seen.oid)
         {
             let session = self.session(claim, desired.name).await?;
-            let rows = History::tenant(SCHEMA).read(session).await?;
-            seen.applied = Some(rows.iter().map(AppliedRow::recorded).collect());
+            let rows = History::tenant(SCHEMA).look(session).await?;
+            seen.applied = Some(rows.iter().flatten().map(AppliedRow::recorded).collect());
+            self.history = rows;
         }
         Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
     }
@@ -215,8 +242,12 @@ impl Isolation for DatabaseIsolation<'_> {
     }
 
     async fn give_up(&mut self) {
-        self.leave().await;
+        // Nobody waits for the server's goodbye but who is about to drop what we are in.
+        let inside = self.inside.take();
         let Some(spare) = self.spare.take() else { return };
+        if let Some(session) = inside {
+            session.close().await;
+        }
         let dropped = async {
             admin::drop_database(&*self.registry.session().await?, &spare).await?;
             // Its name must stay written down as long as the database may still come about.

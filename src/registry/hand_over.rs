@@ -16,6 +16,9 @@ use crate::tenant::Marker;
 /// RENAME waits a fixed five seconds for sessions in the database; this cuts it short, since another way is quicker.
 const RENAME_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Whether no live claim is making the spare `s`.
+pub(super) const STRAY: &str = "not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
+
 /// What a spare becomes.
 #[derive(Debug, Clone, Copy)]
 pub struct HandOver<'a> {
@@ -157,11 +160,11 @@ impl Registry {
             .session()
             .await?
             .query_typed(
-                "select s.name, s.created_at < now() - $1 * interval '1 second' as old,
+                &format!(
+                    "select s.name, s.created_at < now() - $1 * interval '1 second' as old,
                         exists (select from pg_database d where d.datname = s.name) as there
-                 from tenantd.spare s
-                 where not exists (select from tenantd.tenant t
-                                   where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())",
+                 from tenantd.spare s where {STRAY}"
+                ),
                 &[(&old_after.as_secs_f64(), Type::FLOAT8)],
             )
             .await

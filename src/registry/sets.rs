@@ -22,6 +22,8 @@ pub struct Relations {
     pub refused: Vec<String>,
     /// What else contradicts a set that tenants have: files that changed or vanished. It stops those tenants only.
     pub diverged: Vec<String>,
+    /// Ids of all sets that were compared, ours among them: where a tenant has another, this is out of date.
+    pub known: Vec<String>,
 }
 
 impl Registry {
@@ -99,8 +101,9 @@ impl Registry {
 }
 
 fn relations(set: &MigrationSet, sets: &BTreeMap<String, Vec<Recorded>>, out_of_order: bool) -> Relations {
-    let mut relations = Relations::default();
+    let mut relations = Relations { known: vec![set.id()], ..Relations::default() };
     for (id, applied) in sets {
+        relations.known.push(id.clone());
         match compare(set, applied, out_of_order) {
             Verdict::Current => {}
             Verdict::Behind(pending) => {
