@@ -172,7 +172,8 @@ impl Registry {
         let seen: Result<Vec<Seen>> = rows.as_deref().unwrap_or_default().iter().map(|row| self.seen(row)).collect();
         let seen = seen.inspect_err(|_| self.owe())?;
         let mut claims = self.taken(rows, asked, lease)?;
-        for (claim, seen) in claims.iter_mut().zip(seen) {
+        // One without a name has no database that we know of, which is not to say that there is none.
+        for (claim, seen) in claims.iter_mut().zip(seen).filter(|(claim, _)| claim.name.is_some()) {
             claim.seen = Some(seen);
         }
         Ok(claims)

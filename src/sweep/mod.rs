@@ -159,7 +159,8 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     }
     let mut start = match in_time(context.registry.begin_sweep(Some(table), prefix, &expected)).await {
         Ok(start) => start,
-        Err(error) if error.code().is_some_and(|code| code.starts_with("42")) => {
+        // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry.
+        Err(error) if error.code().is_some_and(|code| code.starts_with("42") || code == "0A000") => {
             report.unread = unread(context, table).await?;
             in_time(context.registry.begin_sweep(None, prefix, &expected)).await?
         }

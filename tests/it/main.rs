@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod bounds;
 mod claims;
 mod conflicts;
 mod connect;
@@ -32,4 +33,5 @@ mod signup_kinds;
 pub mod sql;
 mod status;
 mod sweeping;
+mod sweeping_many;
 mod tidy;
