@@ -2,7 +2,10 @@
 
 mod context;
 mod failure;
-mod strays;
+pub mod fresh;
+pub mod spare;
+mod supply;
+pub mod template;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, PoisonError};
@@ -13,13 +16,14 @@ use tracing::Instrument;
 
 pub use self::context::Context;
 use self::failure::{Failure, at, fail, of_tenant, panicked};
-pub use self::strays::drop_strays;
+pub use self::supply::{RoomLeft, Supply};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
+use crate::registry::spares::Serving;
 use crate::tenant::{Marker, database_name};
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
@@ -42,7 +46,7 @@ pub enum Outcome {
         /// Whether it is out of tries.
         parked: bool,
     },
-    /// Nothing was recorded: the lease went to somebody else, the tenant is newer than we are, or the brakes hold it back.
+    /// Nothing was recorded: the lease went to somebody else, the tenant is newer than we are, or the brakes or a missing template hold it back.
     Left(Error),
     /// The server's failure: no tenant is to blame, and every other would meet it too.
     Server(Error),
@@ -83,8 +87,8 @@ pub struct Unrecorded {
 enum Worked {
     /// The step that ended it has recorded it, too.
     Recorded(Outcome),
-    /// Nothing is left to do but to record it, with the migrations that ran.
-    Unrecorded(Done, Vec<i64>),
+    /// Nothing is left to do but to record it; these migrations ran.
+    Unrecorded(Vec<i64>),
 }
 
 /// Brings the claimed tenant to what is desired, and records how it ended: [`bring`] and [`record`].
@@ -123,7 +127,13 @@ pub async fn bring(context: &Context, claim: Claim) -> Brought {
             error = keep_lease(&context.registry, &claim, &until) => Err(at("renew")(error)),
         };
         let outcome = match worked {
-            Ok(Worked::Unrecorded(done, migrated)) => {
+            Ok(Worked::Unrecorded(migrated)) => {
+                let done = Done {
+                    version: Some(context.set.newest_version()),
+                    migration_set: context.set.id(),
+                    access: context.access(),
+                    migrated: !migrated.is_empty(),
+                };
                 return Brought::Unrecorded(Box::new(Unrecorded { claim, done, migrated, began }));
             }
             Ok(Worked::Recorded(outcome)) => outcome,
@@ -170,7 +180,7 @@ fn copy(error: &Error) -> Error {
 
 fn end(context: &Context, claim: &Claim, outcome: Outcome, began: Instant) -> Ended {
     if matches!(outcome, Outcome::Ready { .. } | Outcome::Failed { .. }) {
-        context.registry.unbroken(claim);
+        context.registry.unbroken(&claim.key);
     }
     context.registry.put_down(claim);
     Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
@@ -189,7 +199,9 @@ async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> st
         set: &context.set,
         out_of_order: context.config.tenant.out_of_order,
     };
-    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant);
+    let (own_set, shape) = (context.set.id(), context.shape());
+    let serving = Serving { newer: &context.relations.newer, migration_set: &own_set, shape: &shape };
+    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant, serving);
     let result = approach(context, &mut isolation, &mut claim, &desired, until).await;
     if result.is_err() {
         isolation.give_up().await;
@@ -223,14 +235,8 @@ async fn approach(
         let here = observed.database.is_some();
         let whole = observed.database.as_ref().is_some_and(|database| database.applied.is_some());
         let steps = plan(desired, &observed).map_err(at("plan"))?;
-        let mut done = Done {
-            version: Some(desired.set.newest_version()),
-            migration_set: desired.set.id(),
-            access: desired.access.to_owned(),
-            migrated: !migrated.is_empty(),
-        };
         if steps.is_empty() {
-            return Ok(Worked::Unrecorded(done, migrated));
+            return Ok(Worked::Unrecorded(migrated));
         }
         for step in &steps {
             still_leased(claim, until).map_err(at(step.word()))?;
@@ -238,7 +244,7 @@ async fn approach(
             if *step == Step::Make {
                 brake(context).await.map_err(at(step.word()))?;
             }
-            let applied = isolation.apply(claim, desired, step, &done).instrument(span).await;
+            let applied = isolation.apply(claim, desired, step).instrument(span).await;
             if let Err(error) = applied {
                 // Of several migrations the first may be in, and usable.
                 let version = if here && matches!(step, Step::Migrate(_)) { isolation.version().await } else { None };
@@ -255,8 +261,7 @@ async fn approach(
         }
         // What a look from outside and from within found missing is done with its steps; only what it could not see takes another.
         if whole {
-            done.migrated = !migrated.is_empty();
-            return Ok(Worked::Unrecorded(done, migrated));
+            return Ok(Worked::Unrecorded(migrated));
         }
     }
     Err(at("plan")(Error::new(
@@ -267,9 +272,12 @@ async fn approach(
 
 /// Refuses to make a database that the brakes do not allow.
 ///
-/// Whoever claims looks at the brakes too, but a moment earlier: two daemons, or a sweep beside the intake, could see the same room. Here
+/// Whoever claims looks at the brakes too, but a moment earlier: two daemons, or a sweep beside the intake, could see the same room. Near the end
 /// each is counted among those being made, so that together they never go beyond; at worst both step back, and one is quicker next time.
 async fn brake(context: &Context) -> Result<()> {
+    if context.supply.room().is_some_and(|left| !left.near) {
+        return Ok(());
+    }
     let counted = context.registry.room().await?;
     let (max, per_hour) = (i64::from(context.config.tenant.max), i64::from(context.config.tenant.max_per_hour));
     if counted.tenants > max || per_hour > 0 && counted.last_hour > per_hour {

@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
-use super::signup::{self, Table, Trigger};
-use super::{Registry, Worker, field, grants};
+use super::signup::{self, Function, Table, Trigger};
+use super::{Registry, Worker, field, grants, parts};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
@@ -32,9 +32,6 @@ pub struct Installed {
     /// What a person should know, one sentence each.
     pub notes: Vec<String>,
 }
-
-const TABLES: [&str; 6] = ["migration", "registry", "tenant", "migration_set", "spare", "tenants"];
-const FUNCTIONS: [&str; 2] = ["wait(text, interval)", "request_again(text[])"];
 
 impl Registry {
     /// Installs what is missing and opens the registry for `worker`.
@@ -68,7 +65,7 @@ impl Registry {
         }
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
         }
         if !identity.users_held || another_table {
             hold_users(&session, &table, config, &mut changes, &mut notes).await?;
@@ -100,7 +97,7 @@ impl Registry {
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
             if !identity.users_held {
                 hold_users(&session, &table, config, &mut changes, &mut notes).await?;
             }
@@ -147,11 +144,11 @@ impl Registry {
 async fn put_trigger(
     client: &Client,
     table: &Table,
-    notify: bool,
+    function: Function<'_>,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    if signup::install_function(client, table, notify).await? {
+    if signup::install_function(client, table, function).await? {
         changes.push("made the function tenantd.signup()".to_owned());
     }
     for on in &table.triggers_on {
@@ -245,7 +242,7 @@ async fn make_registry(
     notes: &mut Vec<String>,
 ) -> Result<Identity> {
     let set = embedded::main()?;
-    let missing = missing_parts(client).await?;
+    let missing = parts::missing(client).await?;
     if !missing.contains(&"registry".to_owned())
         && let Some(identity) = identity::read(client).await?
     {
@@ -260,7 +257,7 @@ async fn make_registry(
         }
     }
     if !missing.is_empty() {
-        forget_history(client, &missing).await?;
+        parts::forget_history(client, &missing).await?;
     }
     let executor = Executor {
         set: &set,
@@ -298,28 +295,6 @@ async fn make_registry(
         .await
         .doing(|| "record which tenantd may use the registry".to_owned())?;
     identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))
-}
-
-async fn missing_parts(client: &Client) -> Result<Vec<String>> {
-    let row = client
-        .query_typed_one(
-            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null
-                          union all
-                          select f from unnest($2::text[]) f where to_regprocedure('tenantd.' || f) is null) as missing",
-            &[(&TABLES.as_slice(), Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
-        )
-        .await
-        .doing(|| "look for the parts of the registry".to_owned())?;
-    field(&row, "missing")
-}
-
-/// Something was dropped by hand: the migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
-async fn forget_history(client: &Client, missing: &[String]) -> Result<()> {
-    let mut sql = "do $$ begin if to_regclass('tenantd.migration') is not null then delete from tenantd.migration; end if; end $$;".to_owned();
-    if missing.contains(&"tenant".to_owned()) && !missing.contains(&"registry".to_owned()) {
-        sql.push_str("update tenantd.registry set users_held_at = null;");
-    }
-    client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
 }
 
 /// NOTIFY is refused in a two-phase commit, at PREPARE, where no load test finds it: the setting decides unless the owner did.

@@ -7,9 +7,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::claim::damaged;
-use super::hand_over::STRAY;
 use super::sets::Relations;
 use super::signup::{self, Table, request_missing_sql};
+use super::spares::{RELEASED, STRAY};
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
@@ -63,7 +63,7 @@ pub struct Start {
     pub unknown: bool,
     /// Tenants that have a set newer than ours.
     pub newer: i64,
-    /// Whether there are spares that nobody is making.
+    /// Whether there are spares that nobody is making, or was taken in vain.
     pub strays: bool,
     /// How many tenants need a look, and nobody works on them.
     pub needing: usize,
@@ -141,7 +141,7 @@ fn start_sql(table: Option<&Table>) -> String {
              select {requested} as requested,
                  exists (select from tenantd.tenant where migration_set <> all ($11) and state <> 'deleted') as unknown,
                  (select count(*) from tenantd.tenant where migration_set = any ($3) and state = 'ready') as newer,
-                 exists (select from tenantd.spare s where {STRAY}) as strays,
+                 exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
                  (select count(*) from needing where not busy) as needing,
                  (select count(*) from needing where busy) as busy,
                  (select at from cut) as cut_at, (select key from cut) as cut_key

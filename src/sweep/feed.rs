@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::in_time;
-use crate::error::{Kind, Result};
-use crate::provision::Context;
+use crate::error::{Error, Kind, Result};
+use crate::provision::{Context, template};
 use crate::registry::claim::Claim;
 use crate::registry::sweep::{Candidate, Cut, Expected, Start};
 
@@ -25,6 +25,10 @@ pub(super) struct Feed {
     room: Option<i64>,
     /// Tenants that the brakes hold back.
     pub(super) braked: usize,
+    /// Tenants that wait for a template.
+    pub(super) waiting: usize,
+    /// Why the template of the newest migrations could not be had, if so; the last good one may serve.
+    pub(super) template: Option<Error>,
     /// Tenants that turned out to be in somebody else's hands, since this was last taken.
     pub(super) busy: usize,
 }
@@ -44,6 +48,8 @@ impl Feed {
             claims: VecDeque::new(),
             room: None,
             braked: 0,
+            waiting: 0,
+            template: None,
             busy: 0,
         };
         feed.put(start.candidates).await?;
@@ -122,22 +128,41 @@ impl Feed {
         }
     }
 
-    /// Takes a page, without the tenants that may not be made now.
+    /// Takes a page, without the tenants that cannot be made now.
     async fn put(&mut self, page: Vec<Candidate>) -> Result<()> {
         if self.room.is_none() && page.iter().any(|candidate| candidate.making) {
-            self.room = Some(self.context.room(self.context.registry.room().await?));
+            self.prepare_to_make().await?;
         }
         let full = page.len() == self.expected.page;
         self.after = page.last().filter(|_| full).map(|candidate| candidate.key.clone());
+        let makes = self.template.is_none() || self.context.supply.is_served();
         for Candidate { key, making } in page {
-            let room = self.room.get_or_insert(0);
-            *room -= i64::from(making);
-            if making && *room < 0 {
+            if making && !makes {
+                self.waiting += 1;
+            } else if making && !self.take_room() {
                 self.braked += 1;
             } else {
                 self.keys.push_back(key);
             }
         }
+        Ok(())
+    }
+
+    /// Takes room for one more tenant; false where the brakes leave none.
+    fn take_room(&mut self) -> bool {
+        let room = self.room.get_or_insert(0);
+        *room -= 1;
+        *room >= 0
+    }
+
+    /// Sees to it that there is a template, and asks how many tenants may be made. Without any template they wait.
+    async fn prepare_to_make(&mut self) -> Result<()> {
+        match template::ensure(&self.context).await {
+            Ok(()) => {}
+            Err(error) if error.kind().is_out_of_reach() => return Err(error),
+            Err(error) => self.template = Some(error),
+        }
+        self.room = Some(self.context.room(self.context.registry.room().await?));
         Ok(())
     }
 }

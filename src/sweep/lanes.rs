@@ -92,9 +92,11 @@ pub(super) async fn run(
     let mut feed = feed.lock().await;
     feed.give_back().await;
     report.server = server.ended;
-    report.braked += feed.braked;
+    report.braked = feed.braked;
+    report.template = feed.template.take();
     // Between two pages the fleet goes on living: what was counted at the start is not what was met.
-    report.unreached = if feed.is_empty() { 0 } else { report.chosen.saturating_sub(through + feed.braked) };
+    let left = report.chosen.saturating_sub(through + feed.braked + feed.waiting);
+    report.unreached = if feed.is_empty() { 0 } else { left };
     report.chosen = through + report.unreached;
 }
 

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
-use crate::provision::{Context, Ended, Outcome, drop_strays};
+use crate::provision::spare::drop_strays;
+use crate::provision::{Context, Ended, Outcome};
 use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Expected, Start};
@@ -52,6 +53,8 @@ pub struct Report {
     pub newer: i64,
     /// Requested tenants that the brakes (`tenant.max`, `tenant.max_per_hour`) hold back.
     pub braked: usize,
+    /// Why no tenant could be made of the newest migrations, for want of their template, if so.
+    pub template: Option<Error>,
     /// Half-made databases that nobody was making, dropped.
     pub strays: u64,
     /// The server's failure that ended the sweep early.
@@ -92,6 +95,7 @@ impl Report {
             && self.newer == 0
             && self.unread.is_none()
             && self.braked == 0
+            && self.template.is_none()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {

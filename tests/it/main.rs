@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod at_commit;
 mod bounds;
 mod claims;
 mod conflicts;
@@ -30,8 +31,10 @@ mod setup;
 mod setup_refused;
 mod signup;
 mod signup_kinds;
+mod spares;
 pub mod sql;
 mod status;
 mod sweeping;
 mod sweeping_many;
+mod templates;
 mod tidy;
