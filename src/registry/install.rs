@@ -9,7 +9,7 @@ use super::{Registry, Worker, field, grants, parts};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, migrate, quote};
+use crate::pg::{Doing, Executor, History, Server, admin, migrate, quote};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -128,15 +128,28 @@ impl Registry {
         worker.registry(server, identity.id)
     }
 
-    /// Takes the registry, the function and with it the triggers away. The tenants' databases stay.
+    /// Takes the registry, the function and with it the triggers away, then templates and spares. The tenants' databases stay. Returns the names
+    /// of the databases that were dropped.
     ///
     /// # Errors
-    /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed.
-    pub async fn remove(server: &Server) -> Result<()> {
+    /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed. Those of a DROP DATABASE: the
+    /// error names the databases that are left, which nothing knows any more.
+    pub async fn remove(server: &Server) -> Result<Vec<String>> {
         let session = server.connect(None, "tenantd:setup").await?;
+        // Of a registry that was made for another database they are not ours.
+        let whole = parts::missing(&session).await?.is_empty();
+        let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
+        let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
         signup::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await
-            .map_err(|error| error.context("remove schema tenantd"))
+            .map_err(|error| error.context("remove schema tenantd"))?;
+        // Nobody can be given one any more. One that was a moment ago has another name by now.
+        for (nth, name) in made.iter().enumerate() {
+            admin::drop_database(&session, name)
+                .await
+                .map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
+        }
+        Ok(made)
     }
 }
 

@@ -39,3 +39,16 @@ pub(super) async fn forget_history(client: &Client, missing: &[String]) -> Resul
     }
     client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
 }
+
+/// The templates and spares that are there.
+pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
+    let rows = client
+        .query_typed(
+            "select d.datname::text as name from pg_database d
+             where d.datname in (select name from tenantd.spare union all select name from tenantd.template) order by 1",
+            &[],
+        )
+        .await
+        .doing(|| "look for templates and spares".to_owned())?;
+    rows.iter().map(|row| field(row, "name")).collect()
+}
