@@ -67,6 +67,15 @@ from tenantd.template p join pg_database d on d.datname = p.name and d.oid = p.d
 where p.completed_at is not null and p.retired_at is null and d.datconnlimit = -1
 order by p.migration_set = any ($1) desc, p.migration_set = $2 desc, p.shape = $3 desc, p.completed_at desc limit 1";
 
+/// Whether the spare `s` is whole, and was taken for an attempt that has died.
+pub(super) const RELEASED: &str = "s.made_at is not null and s.key is not null
+    and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
+
+/// Whether nobody is making the spare `s` any more.
+pub(super) const STRAY: &str = "s.made_at is null
+    and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
+    and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
+
 impl Registry {
     /// The spares that are kept for anyone or made for that, the oldest first. Those of another owner than `owner` count as broken.
     ///
@@ -243,19 +252,12 @@ impl Registry {
     pub async fn stray_spares(&self, old_after: Duration) -> Result<Vec<Stray>> {
         let rows = self
             .query(
-                "with released as (
-                     update tenantd.spare s set key = null, attempt = null
-                     where s.made_at is not null and s.key is not null
-                     and not exists (select from tenantd.tenant t
-                                     where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())
-                 )
-                 select s.name, s.created_at < now() - $1 * interval '1 second' as old,
-                        exists (select from pg_database d where d.datname = s.name) as there
-                 from tenantd.spare s
-                 where s.made_at is null
-                 and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
-                 and not exists (select from tenantd.tenant t
-                                 where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())",
+                &format!(
+                    "with released as (update tenantd.spare s set key = null, attempt = null where {RELEASED})
+                     select s.name, s.created_at < now() - $1 * interval '1 second' as old,
+                            exists (select from pg_database d where d.datname = s.name) as there
+                     from tenantd.spare s where {STRAY}"
+                ),
                 &[(&old_after.as_secs_f64(), Type::FLOAT8)],
                 || "look for spares that nobody is making".to_owned(),
             )

@@ -189,6 +189,7 @@ async fn a_lease_that_ran_out_makes_nothing_any_more() {
         assert_eq!(error.kind(), Kind::LeaseLost, "{what}: {}", error.chain());
     }
     drop(client);
+    registry.put_down(&claim);
     let report = fleet.sweep().await;
     assert_eq!((report.made, report.strays), (1, 1), "{report:?}");
     fleet.close().await;
