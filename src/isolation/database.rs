@@ -15,7 +15,7 @@ use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Seen};
 use crate::registry::hand_over::{Handed, Naming, grant_connect};
-use crate::registry::spares::Serving;
+use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
@@ -113,12 +113,14 @@ impl<'a> DatabaseIsolation<'a> {
 
     /// Gets a database under a random name: a spare at hand, or a clone made on demand.
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
-        if let Some(spare) = self.registry.take_spare(claim, desired.owner).await? {
-            self.spare = Some(Making { name: spare, whole: true, unsure: false });
-            return Ok(());
-        }
         let name = spare_name();
-        let from = self.registry.announce_spare(claim, &name, &self.serving).await?;
+        let from = match self.registry.take_spare(claim, &name, desired.owner, &self.serving).await? {
+            Taken::Spare(name) => {
+                self.spare = Some(Making { name, whole: true, unsure: false });
+                return Ok(());
+            }
+            Taken::Name(from) => from,
+        };
         reach(Point::Announced);
         let session = self.registry.session().await?;
         let making = self.spare.insert(Making { name, whole: false, unsure: false });
@@ -137,6 +139,7 @@ impl<'a> DatabaseIsolation<'a> {
             drop(session);
             return Err(doubt_template(self.registry, &from.template, error).await);
         }
+        session.left_in_order();
         making.whole = true;
         reach(Point::Made);
         Ok(())

@@ -215,7 +215,7 @@ async fn name(context: &Context, claim: &mut Claim) -> Result<String> {
         return Ok(name.clone());
     }
     let name = database_name(&context.config.tenant.prefix, &claim.key)?;
-    context.registry.give_name(claim, &name).await?;
+    claim.seen = Some(context.registry.give_name(claim, &name).await?);
     claim.name = Some(name.clone());
     reach(Point::Named);
     Ok(name)

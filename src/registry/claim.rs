@@ -47,6 +47,8 @@ pub struct Claim {
     pub age: Duration,
     /// What stood on the server under its name when it was claimed, where that was looked at.
     pub seen: Option<Seen>,
+    /// Whether a spare was at hand when it was claimed, where that was looked at.
+    pub spare_at_hand: bool,
 }
 
 /// What a claim saw of a tenant's database from outside; `None`: there was none.
@@ -155,7 +157,7 @@ impl Registry {
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
         let rows = self
             .query(
-                &format!("{CLAIM_DUE}{RETURNING}"),
+                &format!("{CLAIM_DUE}{RETURNING}, (select at_hand > 0 from spares) as spare_at_hand"),
                 &[
                     (&count(most.room), Type::INT8),
                     (&count(most.making), Type::INT8),
@@ -170,7 +172,10 @@ impl Registry {
                 || "claim due tenants".to_owned(),
             )
             .await;
-        self.taken(rows, asked, lease)
+        let spares = rows.as_deref().unwrap_or_default().first().map_or(Ok(false), |row| field(row, "spare_at_hand"));
+        let spare_at_hand = spares.inspect_err(|_| self.owe())?;
+        let claims = self.taken(rows, asked, lease)?;
+        Ok(claims.into_iter().map(|claim| Claim { spare_at_hand, ..claim }).collect())
     }
 
     /// Takes those of `keys` that nobody else works on and that are not held, due or not, and looks at their databases from outside.
@@ -244,14 +249,21 @@ impl Registry {
         Ok(asked + claim.lease)
     }
 
-    /// Gives the tenant its name. A name is given once and stays.
+    /// Gives the tenant its name, and says what stands on the server under it. A name is given once and stays.
     ///
     /// # Errors
     /// [`Kind::BadKey`] when another key has the name; [`Kind::LeaseLost`].
-    pub async fn give_name(&self, claim: &Claim, name: &str) -> Result<()> {
-        let given = self
-            .execute(
-                "update tenantd.tenant set name = $3 where key = $1 and attempt = $2 and leased_by = $4",
+    pub async fn give_name(&self, claim: &Claim, name: &str) -> Result<Seen> {
+        let named = self
+            .query(
+                &format!(
+                    "{WITHOUT_FSYNC}, named as (
+                         update tenantd.tenant set name = $3 from without_fsync
+                         where key = $1 and attempt = $2 and leased_by = $4 returning key
+                     )
+                     select named.key{SEEN} from named left join pg_database d on d.datname = $3
+                     left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass"
+                ),
                 &[
                     (&claim.key, Type::TEXT),
                     (&claim.attempt, Type::INT8),
@@ -265,7 +277,8 @@ impl Registry {
                 Some("23505") => Error::new(Kind::BadKey, format!("the name {name:?} belongs to another key")),
                 _ => error,
             })?;
-        fenced(given, claim)
+        fenced(u64::try_from(named.len()).unwrap_or(0), claim)?;
+        self.seen(&named[0])
     }
 
     /// The work on the tenant has ended, however it did.
@@ -376,5 +389,6 @@ fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
         database_oid: field(row, "database_oid")?,
         age: Duration::from_secs_f64(field(row, "age")?),
         seen: None,
+        spare_at_hand: false,
     })
 }
