@@ -137,7 +137,9 @@ async fn of_a_batch_only_what_was_lost_is_not_written() {
     assert_eq!((row(&database, &keys[1]).await, row(&database, &keys[2]).await), before);
     assert_eq!(count(&database, "version = 7 and migration_set = 's' and leased_until is null").await, 2);
 
-    claims.iter().for_each(|claim| fleet.registry().put_down(claim));
+    for claim in &claims {
+        fleet.registry().put_down(claim);
+    }
     let free = "update tenantd.tenant set leased_until = null, leased_by = null, version = 1, migration_set = ";
     execute(&database, &format!("{free} '{}', access = '{}'", fleet.context.set.id(), fleet.context.access())).await;
     let mut unrecorded: Vec<Unrecorded> = Vec::new();
