@@ -91,7 +91,8 @@ pub struct Room {
     pub last_hour: i64,
 }
 
-/// A lease that ran out tells of work that was broken off, also where nothing was due.
+/// A lease that ran out tells of work that was broken off, also where nothing was due. Whether PUBLIC may connect is seen in what the catalogue
+/// holds of the database: the function that tells would look each up anew.
 const NEEDING: &str = "
 from tenantd.tenant t left join pg_database d on d.datname = t.name
 where t.state in ('requested', 'ready') and t.work <> 'held'
@@ -103,7 +104,7 @@ and case
         t.migration_set is distinct from $2 or t.access is distinct from $5
         or d.oid is distinct from t.database_oid or d.datconnlimit = -2 or not d.datallowconn
         or d.datdba <> (select oid from pg_roles where rolname = coalesce($4, current_user))
-        or has_database_privilege('public', d.oid, 'connect')
+        or d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false)
         or (coalesce(t.verified_at, 'epoch'), t.key) <= ({cut}))
     end";
 

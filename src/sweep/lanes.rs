@@ -66,7 +66,7 @@ pub(super) async fn run(
     let (sender, mut told) = mpsc::channel(AT_ONCE);
     for _ in 0..context.config.sweep.parallel.min(report.chosen) {
         let lane = lane(Arc::clone(context), Arc::clone(&feed), sender.clone(), run.stop.clone());
-        tasks.spawn("sweep lane", tasks.cancelled().run_until_cancelled_owned(lane));
+        tasks.spawn_until_cancelled("sweep lane", lane);
     }
     drop(sender);
     let (mut through, mut server, mut batch) = (0, Server::default(), Vec::new());
