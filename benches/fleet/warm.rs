@@ -1,0 +1,72 @@
+//! Lines 1 and 3: signups while spares are there.
+
+use crate::Size;
+use crate::figures::Samples;
+use crate::measure::{Measure, Reach, Results, Unit};
+use crate::stage::{Stage, milliseconds};
+use crate::worker::Worker;
+
+const SPARES: usize = 32;
+const SIGNUPS: usize = 200;
+
+/// One signup at a time, the pool full, beside a job worker; then many in one statement.
+pub(crate) async fn measure(size: Size) -> Results {
+    let mut measures = one_by_one(size).await;
+    measures.extend(at_once(size).await);
+    measures.into()
+}
+
+async fn one_by_one(size: Size) -> Vec<Measure> {
+    let stage = Stage::set().await;
+    let min = SPARES.to_string();
+    let program = stage.program.clone().setting("spares.min", &min).setting("spares.max", &min);
+    let daemon = stage.daemon(&program).await;
+    let mut application = stage.application().await;
+    let mut worker = Worker::start(&Stage::on(stage.database.server()).await.database).await;
+    let (mut ours, mut heard, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
+    let rounds = 10;
+    for _ in 0..rounds {
+        let (mut keys, mut hearing) = (Vec::new(), Vec::new());
+        for _ in 0..SIGNUPS / rounds {
+            stage.spares(SPARES).await;
+            let (key, committed, _) = application.sign_up().await;
+            hearing.push(milliseconds(application.heard(&key).await - committed));
+            keys.push(key);
+        }
+        ours.round(stage.waits(&keys).await);
+        heard.round(hearing);
+        stage.spares(SPARES).await;
+        let mut waits = Vec::new();
+        for _ in 0..size.pick(4, 10) {
+            waits.push(worker.sign_up().await);
+        }
+        theirs.round(waits);
+    }
+    drop(daemon);
+    let row = |what: &str, samples| Measure::new(1, what, Unit::Milliseconds, samples);
+    vec![
+        row("signup's commit to tenant ready, warm: p50", &ours)
+            .beside("a job worker", &theirs)
+            .reach(Reach::AtMost(3.0)),
+        row("the same: p99", &ours).at(99).beside("a job worker", &theirs).reach(Reach::AtMost(10.0)),
+        row("until the application hears of it (LISTEN tenantd_ready): p50", &heard),
+        row("the same: p99", &heard).at(99),
+    ]
+}
+
+async fn at_once(size: Size) -> Vec<Measure> {
+    let stage = Stage::set().await;
+    let spares = SIGNUPS.to_string();
+    let program = stage.program.clone().setting("spares.min", &spares).setting("spares.max", &spares);
+    let daemon = stage.daemon(&program).await;
+    let mut ours = Samples::default();
+    for round in 1..=size.pick(2, 5) {
+        stage.spares(SIGNUPS).await;
+        let keys = stage.sign_up(SIGNUPS).await;
+        stage.ready(SIGNUPS * round).await;
+        ours.add(stage.waits(&keys).await.into_iter().fold(0.0, f64::max));
+    }
+    drop(daemon);
+    let what = format!("{SIGNUPS} signups in one statement, {SIGNUPS} spares: the last one ready");
+    vec![Measure::new(3, what, Unit::Milliseconds, &ours).reach(Reach::AtMost(150.0))]
+}
