@@ -32,7 +32,7 @@ pub(crate) async fn measure(size: Size) -> Results {
     }
     let mut all = Vec::new();
     for &tenants in sizes {
-        stage.fill(&stage.program.clone(), tenants).await;
+        stage.fill(&stage.program, tenants).await;
         all.push(costs(&stage, tenants, size).await);
     }
     let (first, last) = (&all[0], &all[all.len() - 1]);
@@ -60,7 +60,7 @@ pub(crate) async fn measure(size: Size) -> Results {
 async fn costs(stage: &Stage, tenants: usize, size: Size) -> Costs {
     let (mut cold, mut warm, mut bare) = (Samples::default(), Samples::default(), Samples::default());
     let mut application = stage.application().await;
-    let daemon = stage.daemon(&stage.program.clone()).await;
+    let daemon = stage.daemon(&stage.with_spares(0, 0)).await;
     let command = Bare::new(stage).await;
     for _ in 0..5 {
         let (waits, created) = round(stage, &mut application, &command, size.pick(4, 10)).await;
@@ -68,7 +68,7 @@ async fn costs(stage: &Stage, tenants: usize, size: Size) -> Costs {
         bare.round(created);
     }
     drop(daemon);
-    let daemon = stage.daemon(&stage.program.clone().setting("spares.min", "8").setting("spares.max", "8")).await;
+    let daemon = stage.daemon(&stage.with_spares(8, 8)).await;
     for _ in 0..5 {
         let mut keys = Vec::new();
         for _ in 0..size.pick(4, 10) {

@@ -73,7 +73,7 @@ async fn sweeps(stage: &Stage, size: Size) -> Vec<Measure> {
     let what = format!("sweep with nothing to do, {TENANTS} tenants, no tenant connection");
     vec![
         row(&what, &ours).beside("one query over the same rows", &query).reach(Reach::AtMost(50.0)),
-        row("the same with start, installation check and end of the process", &process),
+        row("that sweep with start, installation check and end of the process", &process),
     ]
 }
 
@@ -94,6 +94,6 @@ async fn memory(stage: &Stage) -> Vec<Measure> {
     vec![
         row(&format!("resident memory of the daemon, {TENANTS} tenants, a sweep a second"), &now)
             .reach(Reach::AtMost(40.0)),
-        row("the same, at its highest", &most),
+        row("resident memory at its highest", &most),
     ]
 }

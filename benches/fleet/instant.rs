@@ -10,9 +10,7 @@ const SPARES: usize = 16;
 /// Signups with `signup.handover = "commit"` beside signups whose trigger writes only the row, in turn.
 pub(crate) async fn measure(size: Size) -> Results {
     let stage = Stage::set().await;
-    let spares = SPARES.to_string();
-    let program = stage.program.clone().setting("signup.handover", "commit");
-    let program = program.setting("spares.min", &spares).setting("spares.max", &spares);
+    let program = stage.with_spares(SPARES, SPARES).setting("signup.handover", "commit");
     let daemon = stage.daemon(&program).await;
     let beside = Stage::on(stage.database.server()).await;
     beside.tenantd(&beside.program, &["setup"]).await;

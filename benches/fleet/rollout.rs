@@ -135,11 +135,12 @@ async fn far(size: Size) -> Vec<Measure> {
     let round_trips = door.round_trips(&fleet.databases[0]).await;
     let row = |what: String, ours| Measure::new(5, what, Unit::PerSecond, ours);
     vec![
-        row(format!("the same with 2 ms of network delay each way, {PARALLEL_FAR} lanes"), &ours)
+        row(format!("one new migration, 2 ms of delay each way, {PARALLEL_FAR} lanes"), &ours)
             .beside("a script, one after the other", &script)
             .reach(Reach::TimesAtLeast(8.0)),
-        row("the same".to_owned(), &ours).beside(format!("the floor, {PARALLEL_FAR} lanes"), &floor),
-        row("tenantd with a single lane".to_owned(), &single).beside("a script, one after the other", &script),
+        row("that, beside the floor over the same network".to_owned(), &ours)
+            .beside(format!("the floor, {PARALLEL_FAR} lanes"), &floor),
+        row("that, with a single lane".to_owned(), &single).beside("a script, one after the other", &script),
         Measure::new(5, "a round trip over that network", Unit::Milliseconds, &round_trips),
     ]
 }

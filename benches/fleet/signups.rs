@@ -51,11 +51,13 @@ pub(crate) async fn measure(size: Size) -> Results {
     let [ours, none, empty, notifying] = samples;
     let row = |what: &str| Measure::new(7, what, Unit::PerSecond, &ours);
     vec![
-        row("signups, 32 clients, trigger and daemon there")
+        row("signups of 32 clients, trigger and daemon there")
             .beside("no trigger", &none)
             .reach(Reach::TimesAtLeast(0.6)),
-        row("the same").beside("a row and NOTIFY for each", &notifying).reach(Reach::TimesAtLeast(3.0)),
-        row("the same").beside("a trigger that does nothing", &empty),
+        row("signups of 32 clients, beside a trigger that notifies")
+            .beside("a row and NOTIFY for each", &notifying)
+            .reach(Reach::TimesAtLeast(3.0)),
+        row("signups of 32 clients, beside an empty trigger").beside("a trigger that does nothing", &empty),
     ]
     .into()
 }

@@ -70,6 +70,11 @@ impl Stage {
         Stage { database, admin, program }
     }
 
+    /// tenantd with `spares.min` and `spares.max`.
+    pub(crate) fn with_spares(&self, min: usize, max: usize) -> Program {
+        self.program.clone().setting("spares.min", &min.to_string()).setting("spares.max", &max.to_string())
+    }
+
     /// Starts the daemon with `program`, and returns when it is at work.
     pub(crate) async fn daemon(&self, program: &Program) -> Running {
         self.tenantd(program, &["config", "check"]).await;
@@ -112,11 +117,11 @@ impl Stage {
         ids.iter().map(Uuid::to_string).collect()
     }
 
-    /// Brings the fleet to `number` tenants, with `program` as the daemon. Made without fsync, since nobody measures; what is on disk
+    /// Brings the fleet to `number` tenants, with `program` as the daemon, but without spares. Made without fsync, since nobody measures; what is on disk
     /// afterwards is the same.
     pub(crate) async fn fill(&self, program: &Program, number: usize) {
         self.fsync("off").await;
-        let daemon = self.daemon(program).await;
+        let daemon = self.daemon(&program.clone().setting("spares.min", "0").setting("spares.max", "0")).await;
         let there = self.number("select count(*) from tenantd.tenant").await;
         let missing = number.saturating_sub(usize::try_from(there).expect("no less than none"));
         self.sign_up(missing).await;
@@ -142,7 +147,7 @@ impl Stage {
 
     /// Waits until the pool holds so many spares.
     pub(crate) async fn spares(&self, number: usize) {
-        let count = "select count(*) from tenantd.spare s join pg_database on datname = s.name where not datallowconn";
+        let count = "select count(*) from tenantd.spares_at_hand";
         self.count_reaches(&format!("{number} spares"), count, number).await;
     }
 

@@ -77,13 +77,17 @@ fn times(ratio: f64) -> String {
     format!("{} ×", if ratio < 10.0 { format!("{ratio:.2}") } else { plain(ratio) })
 }
 
-/// Three digits that count.
+/// Three digits that count, thousands apart.
 pub(crate) fn plain(value: f64) -> String {
     match value.abs() {
         ..9.995 => format!("{value:.2}"),
         ..99.95 => format!("{value:.1}"),
-        ..9_999.5 => format!("{value:.0}"),
-        _ => format!("{:.1} k", value / 1000.0),
+        ..999.5 => format!("{value:.0}"),
+        _ => {
+            let value = value.round();
+            let thousands = (value / 1000.0).trunc();
+            format!("{thousands:.0},{:03.0}", (value - thousands * 1000.0).abs())
+        }
     }
 }
 
