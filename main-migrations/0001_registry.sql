@@ -14,6 +14,9 @@ create table if not exists tenantd.registry (
     signup_table text,
     -- When the users from before the installation got their held rows; null: not yet.
     users_held_at timestamptz,
+    -- The daemon that builds templates and makes spares, one at a time, and how long it may.
+    keeper text,
+    keeper_until timestamptz,
     created_at timestamptz not null default now()
 );
 
@@ -58,13 +61,127 @@ create table if not exists tenantd.migration_set (
     primary key (id, position)
 );
 
--- Databases in the making, each under a random name, written before CREATE DATABASE is sent.
-create table if not exists tenantd.spare (
+-- Templates: each holds exactly one migration set, and every tenant's database begins as a clone of one.
+create table if not exists tenantd.template (
     name text primary key,
-    key text not null,
-    attempt bigint not null,
+    migration_set text not null,
+    version bigint not null,
+    -- Fingerprints of what else is the same in every clone: owner and grants; these and the extensions.
+    access text not null,
+    shape text not null,
+    database_oid oid,
+    bytes bigint,
+    -- Null while it is being built.
+    completed_at timestamptz,
+    -- Since when nothing is made from it any more.
+    retired_at timestamptz,
+    -- How often in a row building it failed, the last time why, and when it is tried again.
+    failures integer not null default 0,
+    due_at timestamptz not null default now(),
+    error_kind text,
+    error_text text,
+    error_sqlstate text,
     created_at timestamptz not null default now()
 );
+
+-- Databases under a random name, each written down before CREATE DATABASE is sent: made ahead of time for anyone, or for one tenant's attempt.
+create table if not exists tenantd.spare (
+    name text primary key,
+    -- The template it is a clone of, and what that holds; null: set aside, to be dropped.
+    template text,
+    migration_set text,
+    version bigint,
+    access text,
+    -- Both null until it is whole: closed, shut to PUBLIC, never entered.
+    database_oid oid,
+    made_at timestamptz,
+    -- The tenant's attempt that it is for; null: for anyone.
+    key text,
+    attempt bigint,
+    -- The keeper that makes it, where that is no tenant's attempt; a stray when another has taken its place.
+    maker text,
+    -- Somebody was in its way; not tried before.
+    busy_until timestamptz,
+    created_at timestamptz not null default now()
+);
+
+-- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over.
+create or replace view tenantd.spares_at_hand as
+select s.name, s.template, s.migration_set, s.version, s.access, s.database_oid, s.made_at, p.completed_at,
+       pg_get_userbyid(d.datdba)::text as owner
+from tenantd.spare s
+join pg_database d on d.oid = s.database_oid and d.datname = s.name
+left join tenantd.template p on p.name = s.template
+where s.made_at is not null and s.key is null and (s.busy_until is null or s.busy_until <= now())
+  and not d.datallowconn and d.datconnlimit = -1;
+
+-- Makes the spare the tenant's database: marked, named, open, recorded ready. All of it or nothing, in the caller's transaction. The caller
+-- holds the rows of both.
+create or replace function tenantd.name_spare(spare text, key text, name text, marker text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('comment on database %I is %L', spare, marker);
+    execute format('alter database %I rename to %I', spare, name);
+    execute format('alter database %I with allow_connections true', name);
+    with named as (delete from tenantd.spare s where s.name = name_spare.spare returning s.*)
+    update tenantd.tenant t
+    set state = 'ready', work = 'idle', failures = 0, leased_until = null, leased_by = null, name = name_spare.name, database_oid = d.oid,
+        version = n.version, migration_set = n.migration_set, access = n.access,
+        migrated_at = clock_timestamp(), verified_at = clock_timestamp(), ready_at = clock_timestamp(),
+        error_kind = null, error_text = null, error_sqlstate = null, error_step = null
+    from named n, pg_database d where t.key = name_spare.key and d.datname = name_spare.name;
+end
+$$;
+revoke all on function tenantd.name_spare(text, text, text, text) from public;
+
+-- Hands spares over to claimed tenants, `wanted` or, if that is null, any that is at hand, those with the newest migrations first. A row for
+-- each tenant whose attempt still holds: with a spare and no code it is ready; without a spare there was none for it; with a code
+-- (the SQLSTATE) it is as it was before. One that fails does not touch the others.
+create or replace function tenantd.hand_over(keys text[], attempts bigint[], worker text, names text[], markers text[], owner text, wanted text)
+returns table (key text, spare text, template text, code text, said text)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    tenant record;
+    taken tenantd.spare;
+    none boolean := false;
+begin
+    for tenant in
+        select t.key, t.attempt, n.name, n.marker
+        from unnest(hand_over.keys, hand_over.attempts, hand_over.names, hand_over.markers) with ordinality n (key, attempt, name, marker, nth)
+        join tenantd.tenant t on t.key = n.key and t.attempt = n.attempt
+        where t.leased_by = hand_over.worker and t.leased_until > clock_timestamp()
+        order by n.nth for update of t
+    loop
+        key := tenant.key; spare := null; template := null; code := null; said := null;
+        if hand_over.wanted is not null then
+            select s.* into taken from tenantd.spare s
+            where s.name = hand_over.wanted and s.key = tenant.key and s.attempt = tenant.attempt for update of s;
+        elsif not none then
+            select s.* into taken from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
+            where h.owner = hand_over.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
+            order by h.completed_at desc nulls last, s.made_at limit 1 for update of s skip locked;
+        end if;
+        none := none or not found;
+        if not none then
+            spare := taken.name; template := taken.template;
+            begin
+                perform tenantd.name_spare(taken.name, tenant.key, tenant.name, tenant.marker);
+            exception when others then
+                code := sqlstate;
+                said := sqlerrm;
+                update tenantd.spare s set busy_until = now() + interval '10 seconds' where s.name = taken.name;
+            end;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+revoke all on function tenantd.hand_over(text[], bigint[], text, text[], text[], text, text) from public;
 
 -- What applications read. Deleted tenants are left out.
 create or replace view tenantd.tenants as

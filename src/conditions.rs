@@ -17,11 +17,13 @@ pub const MIGRATION_SET: &str = "migration_set";
 pub const BRAKES: &str = "brakes";
 /// The registry is ours, undamaged and not newer than this tenantd.
 pub const REGISTRY: &str = "registry";
+/// Tenants can be made of the newest migrations: their template is built.
+pub const TEMPLATE: &str = "template";
 /// The daemon takes new work; unmet while it ends.
 pub const DRAINING: &str = "draining";
 
 /// Every condition, in the order of the alphabet.
-pub const NAMES: [&str; 6] = [BRAKES, DOORBELL, DRAINING, MAIN_DATABASE, MIGRATION_SET, REGISTRY];
+pub const NAMES: [&str; 7] = [BRAKES, DOORBELL, DRAINING, MAIN_DATABASE, MIGRATION_SET, REGISTRY, TEMPLATE];
 
 /// Unmet conditions by name, each with why it is unmet.
 pub type Unmet = BTreeMap<&'static str, String>;

@@ -1,9 +1,11 @@
 //! The daemon: puts its parts together, reloads, and ends in order.
 //!
 //! ```text
-//! signup ─▶ registry ─▶ intake ─▶ lanes ─▶ provision::reconcile ─▶ ready ─▶ notices
-//!              ▲          ▲ bell                  ▲
-//!              └────── sweeper ───────────────────┘
+//! signup ─▶ registry ─▶ intake ─▶ provision::fresh ─────────────▶ ready ─▶ notices
+//!              ▲        ▲ bell │      ▲ spares                      ▲
+//!              │               │    keeper                          │
+//!              │               └─▶ lanes ─▶ provision::reconcile ───┤
+//!              └────── sweeper ───────────▶ provision::reconcile ───┘
 //! ```
 
 use std::sync::{Arc, Mutex};
@@ -19,11 +21,12 @@ use crate::config::{Config, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Heartbeats;
 use crate::intake::Intake;
+use crate::keeper::Keeper;
 use crate::lanes::Lanes;
 use crate::migrations::MigrationSet;
 use crate::notices;
 use crate::pg::Server;
-use crate::provision::Context;
+use crate::provision::{Context, Supply};
 use crate::registry::identity::Moved;
 use crate::registry::install::{Installed, Wishes};
 use crate::registry::{Registry, Worker};
@@ -54,6 +57,8 @@ pub struct Shared {
     pub heartbeats: Heartbeats,
     /// What is counted.
     pub metrics: Metrics,
+    /// What is known of spares and of room for tenants.
+    pub supply: Supply,
     /// Every task.
     pub tasks: Tasks,
     /// Cancelled when no new work is to be taken.
@@ -116,7 +121,7 @@ impl Shared {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn prepare(&self, registry: Registry, config: Arc<Config>, set: Arc<MigrationSet>) -> Result<Context> {
-        let context = Context::prepare(self.server.clone(), registry, config, set).await?;
+        let context = Context::prepare(self.server.clone(), registry, config, set, self.supply.clone()).await?;
         tracing::info!(
             migrations = context.set.migrations().len(),
             source = context.set.source(),
@@ -169,6 +174,15 @@ impl Controller {
             beat("intake"),
             shared.stop.clone(),
         );
+        let keeper = Keeper {
+            context: receiver.clone(),
+            supply: shared.supply.clone(),
+            sweep_now: Arc::clone(&sweep_now),
+            conditions: shared.conditions.clone(),
+            metrics: shared.metrics.clone(),
+            beat: beat("keeper"),
+            stop: shared.stop.clone(),
+        };
         let sweeper = Sweeper {
             context: receiver,
             table: installed.table.clone(),
@@ -184,7 +198,11 @@ impl Controller {
         let name = shared.worker.application_name.clone();
         let sending = notices::send(shared.server.clone(), name.clone(), ready_keys, shared.tasks.cancelled());
         let notices = shared.tasks.spawn("notices", sending);
-        let mut loops = vec![shared.tasks.spawn("intake", intake.run()), shared.tasks.spawn("sweep", sweeper.run())];
+        let mut loops = vec![
+            shared.tasks.spawn("intake", intake.run()),
+            shared.tasks.spawn("keeper", keeper.run()),
+            shared.tasks.spawn("sweep", sweeper.run()),
+        ];
         if installed.notify {
             let keeper = BellKeeper {
                 server: shared.server.clone(),
@@ -258,9 +276,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
         ("main.url", old.main.describe() != new.main.describe()),
         (
-            "signup.table, signup.id_column, signup.notify",
-            (&old.signup.schema, &old.signup.table, &old.signup.id_column, old.signup.notify)
-                != (&new.signup.schema, &new.signup.table, &new.signup.id_column, new.signup.notify),
+            "signup.table, signup.id_column, signup.notify, signup.handover",
+            Signup { poll: old.signup.poll, backfill: old.signup.backfill, ..new.signup.clone() } != old.signup,
         ),
         ("work.parallel", old.work.parallel != new.work.parallel),
         ("http.listen", old.http != new.http),

@@ -55,6 +55,8 @@ pub enum Kind {
     Refused,
     /// `tenant.max` or `tenant.max_per_hour` is reached: no database may be made now.
     Braked,
+    /// No template serves, or the one that did cannot be cloned just now.
+    Template,
     /// The lease was lost: somebody else works on the tenant, or did.
     LeaseLost,
     /// Wrong use, or a setting that cannot be.
@@ -74,13 +76,13 @@ pub enum Class {
     Later,
     /// Parked at once: only a person, or a new migration set, changes anything.
     Park,
-    /// Nothing is recorded: the tenant is somebody else's, newer than we are, or has to wait for room.
+    /// Nothing is recorded: the tenant is somebody else's, newer than we are, or has to wait for room or a template.
     Leave,
 }
 
 impl Kind {
     /// Every kind, for tests and for reading the registry.
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 27] = [
         Kind::Unreachable,
         Kind::ReadOnly,
         Kind::TooManyConnections,
@@ -104,6 +106,7 @@ impl Kind {
         Kind::Replaced,
         Kind::Refused,
         Kind::Braked,
+        Kind::Template,
         Kind::LeaseLost,
         Kind::Usage,
         Kind::Other,
@@ -136,6 +139,7 @@ impl Kind {
             Kind::Replaced => "replaced",
             Kind::Refused => "refused",
             Kind::Braked => "braked",
+            Kind::Template => "template",
             Kind::LeaseLost => "lease_lost",
             Kind::Usage => "usage",
             Kind::Other => "other",
@@ -166,7 +170,7 @@ impl Kind {
             Kind::MigrationLocked | Kind::InUse => Class::Soon,
             Kind::Migration | Kind::Refused | Kind::Other | Kind::Usage => Class::Later,
             Kind::BadKey | Kind::Conflict | Kind::Drift | Kind::Missing | Kind::Replaced | Kind::Breaks => Class::Park,
-            Kind::LeaseLost | Kind::Newer | Kind::Braked => Class::Leave,
+            Kind::LeaseLost | Kind::Newer | Kind::Braked | Kind::Template => Class::Leave,
         }
     }
 }

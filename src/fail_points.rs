@@ -11,22 +11,34 @@ pub enum Point {
     Announced,
     /// The database is made under its random name, closed to connections.
     Made,
-    /// PUBLIC is shut out, the door is open.
-    Opened,
-    /// The roles of `tenant.use` have their rights.
-    Granted,
-    /// The migrations are applied.
-    Migrated,
-    /// The database is closed again, to be handed over.
-    Closed,
-    /// The transaction of the hand-over holds the tenant's row.
-    Fenced,
-    /// The database has its real name, as far as the transaction sees.
-    Renamed,
-    /// The tenant is recorded ready, as far as the transaction sees.
-    Recorded,
+    /// The hand-over is about to be sent.
+    Taken,
     /// The hand-over is committed, and nobody was told.
     HandedOver,
+    /// The template's name is written down; no database yet.
+    TemplateAnnounced,
+    /// The template's database is made, closed to connections.
+    TemplateMade,
+    /// It bears its marker, and the door is open.
+    TemplateOpened,
+    /// It holds its extensions, grants and migrations.
+    TemplateFilled,
+    /// It is closed for good, and not in service.
+    TemplateClosed,
+    /// It is in service.
+    TemplateComplete,
+    /// Nothing is made any more from a template that nobody needs; it is there still.
+    TemplateRetired,
+    /// The random name of a spare for anyone is written down; no database yet.
+    SpareAnnounced,
+    /// That spare's database is made, and at nobody's hand.
+    SpareMade,
+    /// A spare that is to go is at nobody's hand any more, and is there still.
+    SpareWithdrawn,
+    /// The roles of `tenant.use` have the rights they lacked in a tenant.
+    Granted,
+    /// Migrations that a tenant lacked are applied.
+    Migrated,
     /// A database that is not whole was moved to a random name, and is not dropped.
     SetAside,
     /// A database that the registry had lost is in it again.
@@ -39,19 +51,25 @@ pub enum Point {
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 16] = [
+    pub const ALL: [Point; 22] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
         Point::Made,
-        Point::Opened,
+        Point::Taken,
+        Point::HandedOver,
+        Point::TemplateAnnounced,
+        Point::TemplateMade,
+        Point::TemplateOpened,
+        Point::TemplateFilled,
+        Point::TemplateClosed,
+        Point::TemplateComplete,
+        Point::TemplateRetired,
+        Point::SpareAnnounced,
+        Point::SpareMade,
+        Point::SpareWithdrawn,
         Point::Granted,
         Point::Migrated,
-        Point::Closed,
-        Point::Fenced,
-        Point::Renamed,
-        Point::Recorded,
-        Point::HandedOver,
         Point::SetAside,
         Point::TakenBack,
         Point::Mended,

@@ -12,7 +12,7 @@
 //!
 //! A queued request makes every new signup ring already; only one that is older than the request can stay silent, so a queued daemon
 //! looks four times a second until the lock is granted. Without a bell (Blind) it looks every tenth of a second. While nothing may be
-//! taken, since the brakes are on or the migration set is refused (Held), it gives the lock back, so that nobody rings in vain.
+//! taken, since the brakes are on, no template serves or the migration set is refused (Held), it gives the lock back, so that nobody rings in vain.
 //!
 //! No wake-up is lost: while awake it polls; once armed or queued it looks again before it sleeps; a ring that comes at any other time
 //! is kept until the next sleep; and while lanes are what is missing, the end of each is waited for. A bell that failed in any way is given up
@@ -31,13 +31,17 @@ use crate::conditions::{Conditions, MAIN_DATABASE};
 use crate::error::{Error, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::Lanes;
-use crate::provision::Context;
+use crate::provision::{Context, fresh};
+use crate::registry::claim::Most;
 use crate::registry::doorbell::{Doorbell, Waited};
 use crate::retry::WAIT;
 use crate::telemetry::{Metrics, tell_once};
+use crate::tenant::State;
 
 const AWAKE_POLL: Duration = Duration::from_millis(2);
 const AWAKE_FOR: Duration = Duration::from_millis(20);
+/// While every lane works, a signup may still find a spare.
+const FULL_POLL: Duration = Duration::from_millis(20);
 const QUEUED_POLL: Duration = Duration::from_millis(250);
 const BLIND_POLL: Duration = Duration::from_millis(100);
 /// As often as the brakes' count may be read again.
@@ -70,9 +74,9 @@ enum Mode {
 enum Looked {
     /// So many tenants were claimed, and no more are due.
     Claimed(usize),
-    /// No lane is free any more: what else is due waits in the registry.
+    /// No lane is free any more: what else is due waits in the registry, unless there is a spare for it.
     Full,
-    /// Nothing may be taken now: the brakes are on, or the migration set is refused.
+    /// Nothing may be taken now: the brakes are on, no template serves, or the migration set is refused.
     Held,
 }
 
@@ -180,32 +184,52 @@ impl Intake {
         self.waited_for = failures;
     }
 
-    /// One look at the registry: claims what is due, as much as there are free lanes, and starts the work.
+    /// One look at the registry: claims what is due, as much as there are spares at hand and free lanes, and has it done.
     async fn look(&mut self) -> Result<Looked> {
         let context = self.context.borrow_and_update().clone();
         self.looked = Instant::now();
-        let free = self.lanes.free();
-        if free == 0 {
-            return Ok(Looked::Full);
-        }
         if !context.relations.refused.is_empty() {
             return Ok(Looked::Held);
         }
         context.registry.release_owed().await?;
-        let making = self.brakes.allow(&context, free).await?;
-        let claims = context.registry.claim_due(making, free, context.config.work.lease).await?;
-        self.metrics.looked();
-        self.brakes.claimed(&claims);
-        let claimed = claims.len();
-        for claim in claims {
-            self.lanes.start(&context, claim);
+        let most = self.most(&context).await?;
+        if most.lanes == 0 && most.by_spares == 0 {
+            return Ok(Looked::Full);
         }
-        Ok(match claimed {
-            0 if making == 0 => Looked::Held,
-            // As many as could be taken: there may be more, and their signups have rung already.
-            claimed if claimed == free => Looked::Full,
-            claimed => Looked::Claimed(claimed),
-        })
+        let claims = context.registry.claim_due(most, context.config.work.lease).await?;
+        self.metrics.looked();
+        let claimed = claims.len();
+        if claimed == 0 {
+            self.brakes.settle(&context).await?;
+            return Ok(match most {
+                Most { lanes: 0, .. } => Looked::Full,
+                Most { room: 0, .. } | Most { making: 0, .. } => Looked::Held,
+                _ => Looked::Claimed(0),
+            });
+        }
+        let signups = claims.iter().filter(|claim| claim.state == State::Requested).count();
+        context.supply.signed_up(signups);
+        let left = if most.by_spares > 0 {
+            let (ended, left) = fresh::hand_over(&context, claims).await;
+            for ended in &ended {
+                self.lanes.ended(ended);
+            }
+            left
+        } else {
+            claims
+        };
+        self.lanes.start_all(&context, left).await;
+        // As many as could be taken: there may be more, and their signups have rung already.
+        Ok(if self.lanes.free() == 0 { Looked::Full } else { Looked::Claimed(claimed) })
+    }
+
+    /// How many tenants may be taken now. While the server fails, one at a time is tried, on the long way.
+    async fn most(&mut self, context: &Context) -> Result<Most> {
+        let lanes = self.lanes.free();
+        let room = self.brakes.room(context).await?;
+        let making = if context.supply.is_served() { lanes } else { 0 };
+        let by_spares = if room.near || self.lanes.server_failures() > 0 { 0 } else { fresh::AT_ONCE };
+        Ok(Most { room: usize::try_from(room.tenants).unwrap_or(0), making, by_spares, lanes })
     }
 
     /// Moves to the mode that `looked` calls for. False: look once more before sleeping.
@@ -285,13 +309,14 @@ impl Intake {
         let full = looked == Looked::Full;
         let poll = match &self.mode {
             Mode::Blind => BLIND_POLL.min(self.context.borrow().config.signup.poll),
-            Mode::Awake { .. } if full => TURN,
+            Mode::Awake { .. } if full => FULL_POLL,
             Mode::Awake { .. } => AWAKE_POLL,
             Mode::Queued { poll, .. } => *poll,
             Mode::Armed => self.context.borrow().config.signup.poll,
             Mode::Held => HELD_POLL.min(self.context.borrow().config.signup.poll),
         };
         let until = tokio::time::Instant::now() + poll;
+        let supply = self.context.borrow().supply.clone();
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
             self.beat.turned();
             let turn = until.min(tokio::time::Instant::now() + TURN);
@@ -301,6 +326,7 @@ impl Intake {
                 // Where no bell is to come there is nobody to offer one.
                 Ok(()) = self.offered.changed() => self.offered.mark_changed(),
                 () = self.lanes.freed(), if full => {}
+                () = supply.made() => {}
                 () = rung(self.bell.as_deref()) => self.answer().await,
                 waited = granted(&mut self.mode) => self.end_wait(waited).await,
             }

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::error::Kind;
 use crate::notices;
-use crate::provision::{Context, Outcome, reconcile};
+use crate::provision::{Context, Ended, Outcome, reconcile};
 use crate::registry::claim::Claim;
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, tell_once};
@@ -101,8 +102,8 @@ impl Lanes {
         self.server_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the work on a claimed tenant. The caller has seen a free lane; nobody else takes them.
-    pub fn start(&self, context: &Arc<Context>, claim: Claim) {
+    /// Starts the work on a claimed tenant. A lane is free; nobody else takes them.
+    fn start(&self, context: &Arc<Context>, claim: Claim) {
         let permit =
             Arc::clone(&self.permits).try_acquire_owned().expect("the intake claims no more than there are free lanes");
         let (lanes, context) = (self.clone(), Arc::clone(context));
@@ -122,11 +123,30 @@ impl Lanes {
         self.tasks.spawn("lane", self.tasks.cancelled().run_until_cancelled_owned(work));
     }
 
+    /// Starts the work on `claims`. What finds no free lane goes back at once: a spare that was counted on was gone.
+    pub async fn start_all(&self, context: &Arc<Context>, claims: Vec<Claim>) {
+        for claim in claims {
+            if self.free() > 0 {
+                self.start(context, claim);
+                continue;
+            }
+            if let Err(error) = context.registry.release(&claim, Duration::ZERO).await {
+                context.registry.owe();
+                tracing::debug!(error = error.chain(), "a claim was not given back yet");
+            }
+            context.registry.put_down(&claim);
+        }
+    }
+
     async fn work(&self, context: &Context, claim: Claim) {
-        let ended = reconcile(context, claim).await;
-        self.metrics.reconciled(&ended);
+        self.ended(&reconcile(context, claim).await);
+    }
+
+    /// Counts and tells how the work on a tenant ended.
+    pub(crate) fn ended(&self, ended: &Ended) {
+        self.metrics.reconciled(ended);
         self.tell(&ended.key, &ended.outcome);
-        notices::tell_made(&self.ready, &ended);
+        notices::tell_made(&self.ready, ended);
     }
 
     /// Logs how the work ended, and counts failures of the server.
@@ -169,7 +189,7 @@ pub(crate) fn tell_outcome(key: &str, outcome: &Outcome) {
             hint = error.advice(),
             "tenant failing, tried again"
         ),
-        Outcome::Left(error) if error.kind() == Kind::Braked => {
+        Outcome::Left(error) if matches!(error.kind(), Kind::Braked | Kind::Template) => {
             tracing::debug!(key, error = error.chain(), "tenant held back");
         }
         Outcome::Left(error) => tracing::warn!(key, error = error.chain(), hint = error.advice(), "tenant left alone"),

@@ -41,7 +41,9 @@
 //! | doorbell | how the trigger wakes a daemon that sleeps |
 //! | claim, lease, attempt | a tenant taken for a limited time; every write after it names the attempt |
 //! | migration set | the ordered migrations that a daemon carries; its SHA-256 is its id |
-//! | spare | a database in the making, under a random name, until it is handed over |
+//! | template | a database holding exactly one migration set, cloned to make tenants |
+//! | spare | a clone under a random name, made ahead of time or on demand, until it is handed over |
+//! | keeper | the daemon that builds templates and makes spares, one at a time for all |
 //! | sweep | choose every tenant that is missing, due, behind or unverified, and reconcile each |
 //! | parked | out of tries: a person should look |
 //! | marker | the database's comment that says whose it is; without it nothing is touched |
@@ -55,8 +57,8 @@
 //! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database
-//! 4 work      isolation, provision, sweep
-//! 5 service   controller, intake, bell, lanes, brakes, sweeper, notices, conditions, heartbeat, shutdown, systemd, telemetry, http
+//! 4 work      isolation, provision, spares, sweep
+//! 5 service   controller, intake, keeper, bell, lanes, brakes, sweeper, notices, conditions, heartbeat, shutdown, systemd, telemetry, http
 //! 6 surface   cli, commands, lib.rs, main.rs
 //! ```
 //!
@@ -64,7 +66,7 @@
 //!
 //! [`tenant`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`]
 //! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
-//! [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
+//! [`spares`] and [`keeper`] (what is made ahead of time), [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 
 pub mod bell;
 mod brakes;
@@ -79,6 +81,7 @@ pub mod heartbeat;
 pub mod http;
 pub mod intake;
 pub mod isolation;
+pub mod keeper;
 pub mod lanes;
 pub mod migrations;
 pub mod notices;
@@ -88,6 +91,7 @@ pub mod provision;
 pub mod registry;
 pub mod retry;
 pub mod shutdown;
+pub mod spares;
 pub mod sweep;
 pub mod sweeper;
 pub mod systemd;

@@ -61,13 +61,13 @@ pub struct Database {
 pub enum Step {
     /// Move a database that is not whole to a random name and drop it there.
     DropInvalid,
-    /// Make a database under a random name, closed to PUBLIC.
+    /// Get a database under a random name, a clone of the template: a spare, or one made on demand.
     Make,
     /// Give the owner's objects to the roles that use the tenant.
     Grant,
     /// Apply these versions, in this order.
     Migrate(Vec<i64>),
-    /// Name it, mark it, open it and record it ready, in one transaction.
+    /// Mark it, name it, open it and record it ready, in one transaction.
     HandOver,
     /// Take a marked database of ours back into the registry that lost it.
     TakeBack,
@@ -153,8 +153,7 @@ fn absent(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
             desired.name
         )));
     }
-    let versions = desired.set.migrations().iter().map(|migration| migration.version).collect();
-    Ok(vec![Step::Make, Step::Grant, Step::Migrate(versions), Step::HandOver])
+    Ok(vec![Step::Make, Step::HandOver])
 }
 
 /// A database that somebody else made, or put in the place of ours, is never touched.
@@ -247,7 +246,7 @@ mod tests {
     }
 
     fn made() -> Vec<Step> {
-        vec![Step::Make, Step::Grant, Step::Migrate(vec![1, 2]), Step::HandOver]
+        vec![Step::Make, Step::HandOver]
     }
 
     #[test]
@@ -353,9 +352,9 @@ mod tests {
 
     #[test]
     fn steps_read_well() {
-        let shown: Vec<String> = made().iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["make", "grant", "migrate to 1, 2", "hand over"]);
-        for step in [Step::DropInvalid, Step::TakeBack, Step::Close, Step::Own, Step::Open] {
+        let steps = [Step::Make, Step::Migrate(vec![1, 2]), Step::HandOver];
+        assert_eq!(steps.map(|step| step.to_string()), ["make", "migrate to 1, 2", "hand over"]);
+        for step in [Step::DropInvalid, Step::TakeBack, Step::Close, Step::Own, Step::Open, Step::Grant] {
             assert_eq!(step.to_string(), step.word().replace('_', " "));
         }
     }
@@ -363,8 +362,8 @@ mod tests {
     /// What `step` does, as far as an observer sees.
     fn apply(desired: &Desired<'_>, observed: &mut Observed, step: &Step) {
         if matches!(step, Step::Make) {
-            observed.database = ready(&set(&[1])).database;
-            observed.database.as_mut().unwrap().applied = Some(vec![]);
+            observed.database = ready(desired.set).database;
+            observed.access = Some(desired.access.to_owned());
         }
         let database = observed.database.as_mut().unwrap();
         match step {

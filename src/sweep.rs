@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
-use crate::provision::{Context, Ended, Outcome, drop_strays, reconcile};
+use crate::provision::spare::drop_strays;
+use crate::provision::{Context, Ended, Outcome, reconcile, template};
 use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Candidate, Expected};
@@ -44,6 +45,8 @@ pub struct Report {
     pub newer: i64,
     /// Requested tenants that the brakes (`tenant.max`, `tenant.max_per_hour`) hold back.
     pub braked: usize,
+    /// Why no tenant could be made of the newest migrations, for want of their template, if so.
+    pub template: Option<Error>,
     /// Half-made databases that nobody was making, dropped.
     pub strays: u64,
     /// The server's failure that ended the sweep early.
@@ -84,6 +87,7 @@ impl Report {
             && self.newer == 0
             && self.unread.is_none()
             && self.braked == 0
+            && self.template.is_none()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -143,6 +147,7 @@ pub async fn sweep(
         if relations.newer.is_empty() { 0 } else { in_time(context.registry.count_newer(&relations.newer)).await? };
     let (busy, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.busy);
     report.busy = busy.len();
+    let candidates = leave_out_what_cannot_be_made(context, candidates, &mut report).await?;
     let keys = brake(context, candidates, &mut report).await?;
     report.chosen = keys.len();
     run_lanes(context, tasks, run, keys, &mut report, &mut tell).await;
@@ -166,6 +171,26 @@ fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected
         verify_every: context.config.sweep.verify_every,
         by_hand,
     }
+}
+
+/// Sees to it that there is a template, where tenants are to be made; the last good one will do, and without any they wait.
+async fn leave_out_what_cannot_be_made(
+    context: &Context,
+    mut candidates: Vec<Candidate>,
+    report: &mut Report,
+) -> Result<Vec<Candidate>> {
+    if !candidates.iter().any(|candidate| candidate.making) {
+        return Ok(candidates);
+    }
+    match template::ensure(context).await {
+        Ok(()) => {}
+        Err(error) if error.kind().is_out_of_reach() => return Err(error),
+        Err(error) => {
+            report.template = Some(error);
+            candidates.retain(|candidate| !candidate.making || context.supply.is_served());
+        }
+    }
+    Ok(candidates)
 }
 
 /// Leaves out the tenants that may not be made now.

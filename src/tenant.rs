@@ -13,6 +13,9 @@ pub const MAX_IDENTIFIER_BYTES: usize = 63;
 /// Begins the random name under which a database is made; see `provision`.
 pub const SPARE_PREFIX: &str = "tenantd_spare_";
 
+/// Begins the names of templates.
+pub const TEMPLATE_PREFIX: &str = "tenantd_template_";
+
 /// The name of the tenant's database for a signup's `key`: `prefix` and the uuid with hyphens as underscores.
 ///
 /// Only the hyphenated lower-case form that Postgres prints is taken: any other spelling could make two keys one name.
@@ -33,6 +36,13 @@ pub fn database_name(prefix: &str, key: &str) -> Result<String> {
 #[must_use]
 pub fn spare_name() -> String {
     format!("{SPARE_PREFIX}{}", Uuid::new_v4().simple())
+}
+
+/// A fresh name for a template of the migration set `id`. Two builds of one set never meet under one name.
+#[must_use]
+pub fn template_name(id: &str) -> String {
+    let random = Uuid::new_v4().simple().to_string();
+    format!("{TEMPLATE_PREFIX}{id:.16}_{random:.8}")
 }
 
 /// What the application may rely on.
@@ -160,6 +170,10 @@ mod tests {
     fn random_names_fit_and_differ() {
         assert!(spare_name().len() <= MAX_IDENTIFIER_BYTES);
         assert_ne!(spare_name(), spare_name());
+        let id = hex(&[7; 32]);
+        assert!(template_name(&id).len() <= MAX_IDENTIFIER_BYTES);
+        assert!(template_name(&id).starts_with("tenantd_template_0707070707070707_"));
+        assert_ne!(template_name(&id), template_name(&id));
     }
 
     #[test]

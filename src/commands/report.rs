@@ -51,6 +51,7 @@ fn object(report: &Report) -> Value {
         "strays_dropped": report.strays,
         "users_without_tenant": report.requested,
         "users_unread": report.unread.as_ref().map(output::error),
+        "template_failure": report.template.as_ref().map(output::error),
         "server_failure": report.server.as_ref().map(output::error),
         "duration_seconds": report.took.as_secs_f64(),
     })
@@ -115,6 +116,12 @@ fn besides(report: &Report) -> String {
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
     }
+    if let Some(error) = &report.template {
+        tell(
+            true,
+            format!("no tenant was made of the newest migrations, for want of their template: {}", in_full(error)),
+        );
+    }
     if let Some(error) = &report.server {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
@@ -158,6 +165,7 @@ mod tests {
         Report {
             requested: 2,
             unread: None,
+            template: None,
             chosen: 9,
             made: 1,
             migrated: 3,

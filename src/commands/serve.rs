@@ -16,6 +16,7 @@ use crate::heartbeat::Heartbeats;
 use crate::http::{self, HttpState};
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
+use crate::provision::Supply;
 use crate::registry::Registry;
 use crate::retry::WAIT;
 use crate::shutdown::Requests;
@@ -43,6 +44,7 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         metrics: Metrics::new(&conditions),
         conditions,
         heartbeats: Heartbeats::new(),
+        supply: Supply::default(),
         tasks: tasks.clone(),
         stop: requests.stop.clone(),
         ended_by: Arc::default(),

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::notices;
 use crate::pg::Server;
-use crate::provision::Context;
+use crate::provision::{Context, Supply};
 use crate::registry::identity::Moved;
 use crate::registry::install::Wishes;
 use crate::registry::{Registry, Worker};
@@ -39,7 +39,9 @@ pub async fn run(
 ) -> Result<ExitCode> {
     let wishes = Wishes { backfill: config.signup.backfill, moved: Moved::Refuse };
     let (registry, installed) = Registry::install(server, config, wishes, worker).await?;
-    let context = Arc::new(Context::prepare(server.clone(), registry, Arc::new(config.clone()), Arc::new(set)).await?);
+    let context = Arc::new(
+        Context::prepare(server.clone(), registry, Arc::new(config.clone()), Arc::new(set), Supply::default()).await?,
+    );
     context.registry.retry_drifted().await?;
     let requests = Requests::of_process(tasks)?;
     let run = Run { by_hand: true, stop: requests.stop.clone() };

@@ -11,7 +11,7 @@ use super::layers::Merged;
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
 use super::sources::Variables;
-use super::{Config, Connection, Log, LogFormat, Retry, Signup, Sweep, Tenant, Work};
+use super::{Config, Connection, Handover, Log, LogFormat, Retry, Signup, Spares, Strategy, Sweep, Tenant, Work};
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
 /// A uuid as Postgres prints it, which follows the prefix in a tenant's name.
@@ -29,6 +29,11 @@ const FORMATS: [(&str, LogFormat); 4] = [
     ("json", LogFormat::Json),
     ("journald", LogFormat::Journald),
 ];
+const STRATEGIES: [(&str, Strategy); 3] =
+    [("auto", Strategy::Auto), ("wal_log", Strategy::WalLog), ("file_copy", Strategy::FileCopy)];
+const HANDOVERS: [(&str, Handover); 2] = [("daemon", Handover::Daemon), ("commit", Handover::Commit)];
+/// Each is a database of some megabytes.
+const MOST_SPARES: u32 = 1000;
 
 /// The checked settings, and which of libpq's variables filled the connection; or every problem, `found` before included.
 pub(super) fn check(
@@ -40,6 +45,7 @@ pub(super) fn check(
     let mut check = Check { merged, problems: found };
     let signup = check.signup(&raw.signup);
     let tenant = check.tenant(&raw.tenant);
+    let spares = check.spares(&raw.spares, signup.handover);
     let work = Work {
         parallel: check.parallel("work.parallel", raw.work.parallel),
         lease: check.duration("work.lease", &raw.work.lease, SHORTEST_LEASE),
@@ -52,11 +58,11 @@ pub(super) fn check(
     };
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
-    let log = Log { format: check.format(&raw.log.format), level: check.level(&raw.log.level) };
+    let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main = check.main(&raw.main, variables);
     match main {
         Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, work, sweep, retry, http, log }, used))
+            Ok((Config { main, signup, tenant, spares, work, sweep, retry, http, log }, used))
         }
         _ => Err(check.problems),
     }
@@ -147,6 +153,7 @@ impl Check<'_> {
             id_column: self.name("signup.id_column", &raw.id_column),
             notify: raw.notify,
             poll: self.duration("signup.poll", &raw.poll, Duration::from_millis(10)),
+            handover: self.word("signup.handover", &raw.handover, &HANDOVERS),
             backfill: raw.backfill,
         }
     }
@@ -163,6 +170,8 @@ impl Check<'_> {
             owner: raw.owner.as_ref().map(|owner| self.role("tenant.owner", owner)),
             use_roles: raw.use_roles.iter().map(|role| self.role("tenant.use", role)).collect(),
             connect_roles: raw.connect_roles.iter().map(|role| self.role("tenant.connect", role)).collect(),
+            extensions: raw.extensions.iter().map(|name| self.name("tenant.extensions", name)).collect(),
+            strategy: self.word("tenant.strategy", &raw.strategy, &STRATEGIES),
             out_of_order: raw.out_of_order,
             max: raw.max,
             max_per_hour: raw.max_per_hour,
@@ -246,13 +255,28 @@ impl Check<'_> {
         address.ok()
     }
 
-    fn format(&mut self, written: &str) -> LogFormat {
-        if let Some((_, format)) = FORMATS.iter().find(|(word, _)| *word == written) {
-            return *format;
+    fn spares(&mut self, raw: &raw::Spares, handover: Handover) -> Spares {
+        if raw.max > MOST_SPARES {
+            self.refuse("spares.max", format!("{} is more than {MOST_SPARES}", raw.max));
         }
-        let words = FORMATS.map(|(word, _)| word);
-        self.refuse("log.format", not_among(written, &words));
-        LogFormat::Auto
+        if raw.max > 0 && raw.min > raw.max {
+            let place = self.merged.place("spares.max");
+            self.refuse("spares.min", format!("{} is more than spares.max ({}, {place})", raw.min, raw.max));
+        }
+        if raw.max == 0 && handover == Handover::Commit {
+            self.refuse("signup.handover", "\"commit\" hands spares over, and spares.max = 0 means none");
+        }
+        Spares { min: raw.min.min(raw.max), max: raw.max }
+    }
+
+    /// The value that the word `written` stands for; the first of `words` after a refusal.
+    fn word<T: Copy>(&mut self, key: &str, written: &str, words: &[(&str, T)]) -> T {
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == written) {
+            return *value;
+        }
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        self.refuse(key, not_among(written, &known));
+        words[0].1
     }
 
     /// A lone word must be a level: the filter would take any other for the name of a module, and log nothing else.

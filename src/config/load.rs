@@ -328,7 +328,7 @@ mod tests {
                 "[signup]\ntabel = \"users\"\npoll = 2\n",
                 "[work]\nlease = \"1s\"\nparallel = 0\n",
                 "[tenant]\nmax = -1\nuse = [\"app\", 5]\nprefix = \"Tenant\"\n",
-                "[spares]\nmin = 2\n",
+                "[sparse]\nmin = 2\n",
                 "[log]\nlevel = \"inof\"\n",
             ))
             .variable("TENANTD_SWEEP__EVRY", "5m")
@@ -345,7 +345,7 @@ mod tests {
             "tenant.max (DIR/named.toml, line 8): found -1, expected a whole number of 0 or more",
             "tenant.use (DIR/named.toml, line 9): found 5, expected text in quotes",
             "tenant.prefix (DIR/named.toml, line 10): \"Tenant\" must begin with a letter and have only a-z, 0-9 and _",
-            "spares (DIR/named.toml, line 11): no such table or key",
+            "sparse (DIR/named.toml, line 11): no such table or key; did you mean [spares]?",
             "log.level (DIR/named.toml, line 14): \"inof\" is none of off, error, warn, info, debug, trace; did you mean \"info\"?",
             "sweep.evry (variable TENANTD_SWEEP__EVRY): no such key; did you mean sweep.every?",
             "retry.attempts (variable TENANTD_RETRY__ATTEMPTS): found \"many\", expected a whole number of 0 or more",

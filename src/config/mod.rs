@@ -27,6 +27,8 @@ pub struct Config {
     pub signup: Signup,
     /// `[tenant]`
     pub tenant: Tenant,
+    /// `[spares]`
+    pub spares: Spares,
     /// `[work]`
     pub work: Work,
     /// `[sweep]`
@@ -52,8 +54,19 @@ pub struct Signup {
     pub notify: Option<bool>,
     /// The slow poll that is always on.
     pub poll: Duration,
+    /// Who gives a new tenant its spare.
+    pub handover: Handover,
     /// Whether users from before the installation are made due.
     pub backfill: bool,
+}
+
+/// Who gives a new tenant its spare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// The daemon, after the signup's commit.
+    Daemon,
+    /// The trigger, in the signup's own transaction.
+    Commit,
 }
 
 /// `[tenant]`: what a tenant's database is.
@@ -69,12 +82,36 @@ pub struct Tenant {
     pub use_roles: Vec<String>,
     /// Roles that may connect to the tenants, and no more.
     pub connect_roles: Vec<String>,
+    /// Extensions that every tenant has, made once in the template.
+    pub extensions: Vec<String>,
+    /// How the template is copied.
+    pub strategy: Strategy,
     /// Whether a version below a tenant's newest is applied.
     pub out_of_order: bool,
     /// The most tenants on one server.
     pub max: u32,
     /// The most tenants made in an hour; 0 for no such limit.
     pub max_per_hour: u32,
+}
+
+/// How CREATE DATABASE copies a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// By the log where the server does that well and the template is small, else as files.
+    Auto,
+    /// Every block through the server's log: no checkpoint, more to write.
+    WalLog,
+    /// As files, between two checkpoints.
+    FileCopy,
+}
+
+/// `[spares]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spares {
+    /// So many are always wanted.
+    pub min: u32,
+    /// Never more, however many signups come; 0: none at all.
+    pub max: u32,
 }
 
 /// `[work]`

@@ -19,6 +19,7 @@ pub(super) struct Raw {
     pub(super) main: Main,
     pub(super) signup: Signup,
     pub(super) tenant: Tenant,
+    pub(super) spares: Spares,
     pub(super) work: Work,
     pub(super) sweep: Sweep,
     pub(super) retry: Retry,
@@ -78,6 +79,7 @@ pub(super) struct Signup {
     pub(super) id_column: String,
     pub(super) notify: Option<bool>,
     pub(super) poll: Interval,
+    pub(super) handover: String,
     pub(super) backfill: bool,
 }
 
@@ -88,6 +90,7 @@ impl Default for Signup {
             id_column: "id".into(),
             notify: None,
             poll: Interval::built_in("2s"),
+            handover: "daemon".into(),
             backfill: false,
         }
     }
@@ -103,6 +106,8 @@ pub(super) struct Tenant {
     pub(super) use_roles: Vec<String>,
     #[serde(rename = "connect")]
     pub(super) connect_roles: Vec<String>,
+    pub(super) extensions: Vec<String>,
+    pub(super) strategy: String,
     pub(super) out_of_order: bool,
     pub(super) max: u32,
     pub(super) max_per_hour: u32,
@@ -116,10 +121,25 @@ impl Default for Tenant {
             owner: None,
             use_roles: Vec::new(),
             connect_roles: Vec::new(),
+            extensions: Vec::new(),
+            strategy: "auto".into(),
             out_of_order: false,
             max: 2000,
             max_per_hour: 0,
         }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Spares {
+    pub(super) min: u32,
+    pub(super) max: u32,
+}
+
+impl Default for Spares {
+    fn default() -> Self {
+        Spares { min: 2, max: 32 }
     }
 }
 

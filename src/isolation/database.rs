@@ -6,16 +6,21 @@ use super::Isolation;
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
+use crate::migrations::MigrationSet;
 use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
-use crate::registry::claim::{Claim, Done};
-use crate::registry::hand_over::{HandOver, grant_connect};
+use crate::registry::claim::Claim;
+use crate::registry::hand_over::{Handed, Naming, grant_connect};
+use crate::registry::spares::Serving;
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
 const SCHEMA: &str = "public";
+
+/// So many spares are tried for one tenant before it gets the one that is made for it.
+const SPARES_TRIED: usize = 3;
 
 /// One tenant's database under work.
 pub struct DatabaseIsolation<'a> {
@@ -24,17 +29,26 @@ pub struct DatabaseIsolation<'a> {
     settings: &'a config::Tenant,
     /// The connection to the tenant's database, from the look inside to the last step.
     inside: Option<Session>,
-    /// The random name of the database in the making.
-    spare: Option<String>,
-    /// Whether the server may be making that database still, since it gave no answer.
+    /// Which template is cloned.
+    serving: Serving<'a>,
+    /// The database that is to become the tenant's.
+    spare: Option<Making>,
+}
+
+/// A database under a random name.
+struct Making {
+    name: String,
+    /// Whether it is made: it could serve another as well.
+    whole: bool,
+    /// Whether the server may be making it still, since it gave no answer.
     unsure: bool,
 }
 
 impl<'a> DatabaseIsolation<'a> {
     /// Begins work on one tenant.
     #[must_use]
-    pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant) -> Self {
-        DatabaseIsolation { server, registry, settings, inside: None, spare: None, unsure: false }
+    pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant, serving: Serving<'a>) -> Self {
+        DatabaseIsolation { server, registry, settings, serving, inside: None, spare: None }
     }
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
@@ -59,7 +73,7 @@ impl<'a> DatabaseIsolation<'a> {
             error.kind(),
             Kind::TooManyConnections | Kind::Shortage | Kind::Login | Kind::Rights | Kind::ReadOnly | Kind::Tls
         );
-        if !refused || self.spare.is_some() {
+        if !refused {
             return error;
         }
         match self.server.connect(None, application_name).await {
@@ -77,80 +91,99 @@ impl<'a> DatabaseIsolation<'a> {
         }
     }
 
-    /// Makes the database: the random name is committed first, PUBLIC is shut out before the door opens.
+    /// Gets a database under a random name: a spare at hand, or a clone made on demand.
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
-        let spare = spare_name();
-        self.registry.announce_spare(claim, &spare).await?;
-        self.spare = Some(spare.clone());
+        if let Some(spare) = self.registry.take_spare(claim, desired.owner).await? {
+            self.spare = Some(Making { name: spare, whole: true, unsure: false });
+            return Ok(());
+        }
+        let name = spare_name();
+        let from = self.registry.announce_spare(claim, &name, &self.serving).await?;
         reach(Point::Announced);
         let session = self.registry.session().await?;
-        let created = admin::create_database(&session, &spare, desired.owner).await;
-        self.unsure = created.as_ref().is_err_and(|error| error.kind() == Kind::Unreachable);
-        created?;
+        let making = self.spare.insert(Making { name, whole: false, unsure: false });
+        let create = admin::Create {
+            name: &making.name,
+            owner: desired.owner,
+            template: &from.template,
+            bytes: from.bytes,
+            strategy: self.settings.strategy,
+            server_version: from.server_version,
+        };
+        let connect = grant_connect(&making.name, roles_that_connect(self.settings));
+        let created = admin::create_database(&session, &create, &connect).await;
+        making.unsure = created.as_ref().is_err_and(|error| error.kind() == Kind::Unreachable);
+        if let Err(error) = created {
+            drop(session);
+            return Err(doubt_template(self.registry, &from.template, error).await);
+        }
+        making.whole = true;
         reach(Point::Made);
-        session
-            .batch_execute(&format!(
-                "revoke connect, temporary on database {name} from public; alter database {name} with allow_connections true",
-                name = quote::identifier(&spare)
-            ))
-            .await
-            .doing(|| format!("shut PUBLIC out of database {spare:?}"))?;
-        reach(Point::Opened);
         Ok(())
     }
 
     /// Lets the roles that use the tenant work on what its owner makes, and on what it has made already.
     async fn grant(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let sql = grants(desired.owner, &self.settings.use_roles);
-        let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
-        let connect = grant_connect(&name, self.settings.use_roles.iter().chain(&self.settings.connect_roles));
-        let session = self.session(claim, &name).await?;
+        let connect = grant_connect(desired.name, roles_that_connect(self.settings));
+        let session = self.session(claim, desired.name).await?;
         session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
-        if self.spare.is_none() {
-            self.registry.mend_database(claim, &name, &connect).await?;
-        }
+        self.registry.mend_database(claim, desired.name, &connect).await?;
         reach(Point::Granted);
         Ok(())
     }
 
     async fn migrate(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
-        let name = self.spare.clone().unwrap_or_else(|| desired.name.to_owned());
         let server = self.server;
         let application_name = format!("tenantd:{}", claim.key);
         let executor = Executor {
-            set: desired.set,
-            history: History::tenant(SCHEMA),
-            owner: self.settings.owner.as_deref(),
-            protect_from: self.settings.use_roles.clone(),
-            lock_timeout: migrate::LOCK_TIMEOUT,
-            statement_timeout: migrate::STATEMENT_TIMEOUT,
-            applied_by: self.registry.worker.clone(),
             out_of_order: desired.out_of_order,
-            fresh: self.spare.is_some(),
+            ..executor(desired.set, self.settings, &self.registry.worker)
         };
-        let session = self.session(claim, &name).await?;
-        executor.apply(session, || server.connect(Some(&name), &application_name)).await?;
+        let session = self.session(claim, desired.name).await?;
+        executor.apply(session, || server.connect(Some(desired.name), &application_name)).await?;
         reach(Point::Migrated);
         Ok(())
     }
 
-    async fn hand_over(&mut self, claim: &Claim, desired: &Desired<'_>, done: &Done) -> Result<()> {
-        self.leave().await;
-        let spare = self.spare.clone().expect("a plan hands over only what it made");
-        {
-            let session = self.registry.session().await?;
-            session
-                .batch_execute(&format!("alter database {} with allow_connections false", quote::identifier(&spare)))
-                .await
-                .doing(|| format!("close the database {spare:?}"))?;
-            admin::wait_until_empty(&session, &spare).await?;
-            reach(Point::Closed);
+    /// Names the database in the making. A spare that somebody is in costs a bounded wait; then another is tried, at last one made on demand.
+    async fn hand_over(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        for _ in 0..SPARES_TRIED {
+            match self.name(claim, desired).await {
+                Err(error) if error.kind() == Kind::InUse => {
+                    let busy = self.spare.take().expect("a plan hands over only what it made");
+                    tracing::warn!(
+                        spare = busy.name,
+                        error = error.chain(),
+                        "somebody is in a spare; it is passed over for a while"
+                    );
+                    self.registry.pass_over_spare(&busy.name).await?;
+                    self.make(claim, desired).await?;
+                }
+                named => return named,
+            }
         }
-        let connect: Vec<String> =
-            self.settings.use_roles.iter().chain(&self.settings.connect_roles).cloned().collect();
-        self.registry.hand_over(claim, HandOver { spare: &spare, name: desired.name, connect: &connect, done }).await?;
-        self.spare = None;
-        Ok(())
+        self.name(claim, desired).await
+    }
+
+    async fn name(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
+        let spare = self.spare.as_ref().expect("a plan hands over only what it made").name.clone();
+        let naming = Naming { claim, name: desired.name.to_owned() };
+        let handed = self.registry.hand_over(&[naming], desired.owner, Some(&spare)).await?;
+        match handed.into_iter().next() {
+            Some(Handed::Ready) => {
+                self.spare = None;
+                Ok(())
+            }
+            Some(Handed::Failed(_, error)) => Err(error),
+            _ => Err(Error::new(
+                Kind::LeaseLost,
+                format!(
+                    "attempt {} of tenant {} lost its lease or its spare before the hand-over",
+                    claim.attempt, claim.key
+                ),
+            )),
+        }
     }
 
     async fn drop_invalid(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
@@ -177,13 +210,13 @@ impl Isolation for DatabaseIsolation<'_> {
         Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
     }
 
-    async fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step, done: &Done) -> Result<()> {
+    async fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step) -> Result<()> {
         let name = quote::identifier(desired.name);
         match step {
             Step::Make => self.make(claim, desired).await,
             Step::Grant => self.grant(claim, desired).await,
             Step::Migrate(_) => self.migrate(claim, desired).await,
-            Step::HandOver => self.hand_over(claim, desired, done).await,
+            Step::HandOver => self.hand_over(claim, desired).await,
             Step::DropInvalid => self.drop_invalid(claim, desired).await,
             Step::TakeBack => self.registry.take_back(claim, desired.name).await,
             Step::Close => {
@@ -216,20 +249,57 @@ impl Isolation for DatabaseIsolation<'_> {
 
     async fn give_up(&mut self) {
         self.leave().await;
-        let Some(spare) = self.spare.take() else { return };
-        let dropped = async {
-            admin::drop_database(&*self.registry.session().await?, &spare).await?;
+        let Some(Making { name, whole, unsure }) = self.spare.take() else { return };
+        let given_up = async {
+            if whole && self.registry.keep_spare(&name).await? {
+                return Ok(());
+            }
+            admin::drop_database(&*self.registry.session().await?, &name).await?;
             // Its name must stay written down as long as the database may still come about.
-            if self.unsure { Ok(()) } else { self.registry.forget_spare(&spare).await }
+            if unsure { Ok(()) } else { self.registry.forget_spare(&name).await }
         };
-        if let Err(error) = dropped.await {
-            tracing::debug!(spare, error = error.chain(), "a half-made database stays until the next sweep");
+        if let Err(error) = given_up.await {
+            tracing::debug!(spare = name, error = error.chain(), "a half-made database stays until the next sweep");
         }
     }
 }
 
+/// A template that could not be cloned is taken out of service where a new one would help: somebody sits in it, it is gone, or its collations
+/// are of another version than the server's.
+pub(crate) async fn doubt_template(registry: &Registry, template: &str, error: Error) -> Error {
+    if error.kind() != Kind::Template {
+        return error;
+    }
+    if matches!(error.code(), Some("55006" | "3D000" | "XX000"))
+        && let Err(unretired) = registry.retire_template(template).await
+    {
+        tracing::debug!(template, error = unretired.chain(), "a template that cannot be cloned stays in service");
+    }
+    error.hint("tenantd builds another template by itself; keep whatever connects to every database out of those that begin with tenantd_")
+}
+
+/// The roles that may connect to a tenant.
+pub(crate) fn roles_that_connect(settings: &config::Tenant) -> impl Iterator<Item = &String> {
+    settings.use_roles.iter().chain(&settings.connect_roles)
+}
+
+/// What runs the migrations of `set` in a tenant or a template.
+pub(crate) fn executor<'a>(set: &'a MigrationSet, settings: &'a config::Tenant, worker: &str) -> Executor<'a> {
+    Executor {
+        set,
+        history: History::tenant(SCHEMA),
+        owner: settings.owner.as_deref(),
+        protect_from: settings.use_roles.clone(),
+        lock_timeout: migrate::LOCK_TIMEOUT,
+        statement_timeout: migrate::STATEMENT_TIMEOUT,
+        applied_by: worker.to_owned(),
+        out_of_order: false,
+        fresh: false,
+    }
+}
+
 /// What the roles of `tenant.use` get inside: on everything the owner will make, and on what is there already.
-fn grants(owner: &str, roles: &[String]) -> String {
+pub(crate) fn grants(owner: &str, roles: &[String]) -> String {
     if roles.is_empty() {
         return String::new();
     }

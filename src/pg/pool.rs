@@ -161,6 +161,24 @@ impl PooledSession {
         self.one_statement(self.0.session.execute_typed(sql, parameters)).await
     }
 
+    /// Runs `statement`, one of this session's own, with `limit` as its `statement_timeout`. All is sent at once.
+    ///
+    /// # Errors
+    /// The driver's; 57014 when the limit was reached.
+    pub async fn within<T>(&self, limit: Duration, statement: impl Future<Output = Answer<T>>) -> Answer<T> {
+        let limit = format!("set statement_timeout = {}", limit.as_millis());
+        let client: &Client = &self.0.session;
+        let all = async {
+            let (limited, answer, unlimited) = tokio::join!(
+                client.batch_execute(&limit),
+                statement,
+                client.batch_execute("set statement_timeout to default"),
+            );
+            limited.and(unlimited).and(answer)
+        };
+        self.one_statement(all).await
+    }
+
     /// Given up before its end, the statement may still run.
     async fn one_statement<T>(&self, statement: impl Future<Output = Answer<T>>) -> Answer<T> {
         let before = self.0.in_order.swap(false, Ordering::Relaxed);

@@ -60,6 +60,17 @@ pub fn from_server(said: &DbError) -> Error {
     }
 }
 
+/// A failure that a function of ours caught on the server and told by its SQLSTATE and message.
+#[must_use]
+pub fn told(code: &str, message: &str) -> Error {
+    let state = SqlState::from_code(code);
+    let error = Error::new(kind_of(&state), format!("{message} (SQLSTATE {code})")).sqlstate(code);
+    match advice_for(&state) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
 /// What a SQLSTATE means for whatever was being done. Where the place decides (a lock inside a migration), the caller corrects it.
 #[must_use]
 pub fn kind_of(code: &SqlState) -> Kind {

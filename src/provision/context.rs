@@ -13,7 +13,10 @@ use crate::registry::Registry;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
 use crate::retry::Schedule;
+use crate::spares::Wanted;
 use crate::tenant::hex;
+
+use super::supply::Supply;
 
 /// Everything a reconcile needs, the same for every tenant.
 #[derive(Clone)]
@@ -28,10 +31,12 @@ pub struct Context {
     pub set: Arc<MigrationSet>,
     /// How the set compares with those that tenants have.
     pub relations: Relations,
+    /// What this process knows of spares.
+    pub supply: Supply,
 }
 
 impl Context {
-    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have.
+    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have. `supply` is the process's.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -40,10 +45,11 @@ impl Context {
         registry: Registry,
         config: Arc<Config>,
         set: Arc<MigrationSet>,
+        supply: Supply,
     ) -> Result<Context> {
         registry.keep_set(&set).await?;
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
-        Ok(Context { server, registry, config, set, relations })
+        Ok(Context { server, registry, config, set, relations, supply })
     }
 
     /// The role that owns every tenant.
@@ -61,6 +67,24 @@ impl Context {
             (self.owner(), as_set(&self.config.tenant.use_roles), as_set(&self.config.tenant.connect_roles))
         );
         hex(&Sha256::digest(text.as_bytes()))
+    }
+
+    /// The fingerprint of all that is the same in every tenant but the migrations: owner, grants, extensions.
+    #[must_use]
+    pub fn shape(&self) -> String {
+        hex(&Sha256::digest(format!("{} {:?}", self.access(), self.config.tenant.extensions).as_bytes()))
+    }
+
+    /// What templates and spares should be.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            migration_set: self.set.id(),
+            shape: self.shape(),
+            newer: self.relations.newer.clone(),
+            behind: self.relations.behind.keys().cloned().collect(),
+            settings: self.config.spares,
+        }
     }
 
     /// How many more tenants the brakes let be made.

@@ -18,6 +18,9 @@ const AFTER_SERVER_FAILURE: Duration = Duration::from_secs(2);
 const AFTER_BRAKE: Schedule =
     Schedule { first: Duration::from_secs(2), max: Duration::from_secs(3), attempts: u32::MAX };
 
+/// A tenant whose template could not be cloned comes back when another may have been built.
+const AFTER_TEMPLATE: Duration = Duration::from_millis(250);
+
 /// A failure, and the step it happened at.
 pub(super) struct Failure {
     pub(super) error: Error,
@@ -51,7 +54,7 @@ pub(super) fn of_tenant(error: Error) -> Error {
 /// Records a failure as its class demands.
 pub(super) async fn fail(context: &Context, claim: &Claim, Failure { error, step, version }: Failure) -> Outcome {
     let error =
-        if step == Step::Migrate(Vec::new()).word() { blame_for_breaking(context, claim, error) } else { error };
+        if step == Step::Migrate(Vec::new()).word() { blame_for_breaking(context, &claim.key, error) } else { error };
     let next = match error.class() {
         Class::Server => {
             give_back(context, claim, AFTER_SERVER_FAILURE).await;
@@ -61,6 +64,10 @@ pub(super) async fn fail(context: &Context, claim: &Claim, Failure { error, step
             match error.kind() {
                 Kind::Newer => give_back(context, claim, context.config.sweep.every).await,
                 Kind::Braked => give_back(context, claim, AFTER_BRAKE.delay(1)).await,
+                Kind::Template => {
+                    context.supply.want();
+                    give_back(context, claim, AFTER_TEMPLATE).await;
+                }
                 _ => {}
             }
             return Outcome::Left(error);
@@ -81,14 +88,14 @@ pub(super) async fn fail(context: &Context, claim: &Claim, Failure { error, step
     }
 }
 
-/// A connection that breaks is the server's matter, until it breaks under the same tenant's migration again and again: a migration that brings
+/// A connection that breaks is the server's matter, until it breaks under the migrations of the same tenant, or template, again and again: a migration that brings
 /// the server down must not be tried for ever.
-fn blame_for_breaking(context: &Context, claim: &Claim, error: Error) -> Error {
-    if error.kind() != Kind::Unreachable || context.registry.broke(claim) < BREAKS {
+pub(super) fn blame_for_breaking(context: &Context, migrated: &str, error: Error) -> Error {
+    if error.kind() != Kind::Unreachable || context.registry.broke(migrated) < BREAKS {
         return error;
     }
     error
-        .context(format!("the connection broke {BREAKS} times in a row while this tenant was migrated"))
+        .context(format!("the connection broke {BREAKS} times in a row during the migrations"))
         .with_kind(Kind::Breaks)
         .hint("look into the server's log: the migration may be what brings the server down")
 }

@@ -2,7 +2,10 @@
 
 mod context;
 mod failure;
-mod strays;
+pub mod fresh;
+pub mod spare;
+mod supply;
+pub mod template;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, PoisonError};
@@ -13,13 +16,14 @@ use tracing::Instrument;
 
 pub use self::context::Context;
 use self::failure::{Failure, at, fail, of_tenant, panicked};
-pub use self::strays::drop_strays;
+pub use self::supply::{RoomLeft, Supply};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
+use crate::registry::spares::Serving;
 use crate::tenant::{Marker, database_name};
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
@@ -42,7 +46,7 @@ pub enum Outcome {
         /// Whether it is out of tries.
         parked: bool,
     },
-    /// Nothing was recorded: the lease went to somebody else, the tenant is newer than we are, or the brakes hold it back.
+    /// Nothing was recorded: the lease went to somebody else, the tenant is newer than we are, or the brakes or a missing template hold it back.
     Left(Error),
     /// The server's failure: no tenant is to blame, and every other would meet it too.
     Server(Error),
@@ -89,7 +93,7 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
             Err(failure) => fail(context, &claim, failure).await,
         };
         if matches!(outcome, Outcome::Ready { .. } | Outcome::Failed { .. }) {
-            context.registry.unbroken(&claim);
+            context.registry.unbroken(&claim.key);
         }
         context.registry.put_down(&claim);
         Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
@@ -111,7 +115,9 @@ async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> st
         set: &context.set,
         out_of_order: context.config.tenant.out_of_order,
     };
-    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant);
+    let (own_set, shape) = (context.set.id(), context.shape());
+    let serving = Serving { newer: &context.relations.newer, migration_set: &own_set, shape: &shape };
+    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant, serving);
     let result = approach(context, &mut isolation, &mut claim, &desired, until).await;
     if result.is_err() {
         isolation.give_up().await;
@@ -144,14 +150,14 @@ async fn approach(
         let observed = isolation.observe(claim, desired).await.map_err(of_tenant).map_err(at("observe"))?;
         let here = observed.database.is_some();
         let steps = plan(desired, &observed).map_err(at("plan"))?;
-        let done = Done {
-            version: Some(desired.set.newest_version()),
-            migration_set: desired.set.id(),
-            access: desired.access.to_owned(),
-            migrated: !migrated.is_empty(),
-        };
         if steps.is_empty() {
             reach(Point::Looked);
+            let done = Done {
+                version: Some(desired.set.newest_version()),
+                migration_set: desired.set.id(),
+                access: desired.access.to_owned(),
+                migrated: !migrated.is_empty(),
+            };
             context.registry.record_done(claim, &done).await.map_err(at("record"))?;
             return Ok(Outcome::Ready { made: false, migrated });
         }
@@ -161,7 +167,7 @@ async fn approach(
             if *step == Step::Make {
                 brake(context).await.map_err(at(step.word()))?;
             }
-            let applied = isolation.apply(claim, desired, step, &done).instrument(span).await;
+            let applied = isolation.apply(claim, desired, step).instrument(span).await;
             if let Err(error) = applied {
                 // Of several migrations the first may be in, and usable.
                 let version = if here && matches!(step, Step::Migrate(_)) { isolation.version().await } else { None };
@@ -185,9 +191,12 @@ async fn approach(
 
 /// Refuses to make a database that the brakes do not allow.
 ///
-/// Whoever claims looks at the brakes too, but a moment earlier: two daemons, or a sweep beside the intake, could see the same room. Here
+/// Whoever claims looks at the brakes too, but a moment earlier: two daemons, or a sweep beside the intake, could see the same room. Near the end
 /// each is counted among those being made, so that together they never go beyond; at worst both step back, and one is quicker next time.
 async fn brake(context: &Context) -> Result<()> {
+    if context.supply.room().is_some_and(|left| !left.near) {
+        return Ok(());
+    }
     let counted = context.registry.room().await?;
     let (max, per_hour) = (i64::from(context.config.tenant.max), i64::from(context.config.tenant.max_per_hour));
     if counted.tenants > max || per_hour > 0 && counted.last_hour > per_hour {

@@ -50,22 +50,27 @@ const RETURNING: &str =
     t.database_oid, greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::float8 as age";
 
 /// No row where the registry was replaced while this process ran, or needs a tenantd that knows more: then nothing may be claimed, or tenants
-/// would be marked as another registry's.
+/// would be marked as another registry's. Nor is one claimed that this process has in hand: a claim that was lost in a crash of the server
+/// gives its number to the next.
+///
+/// The commit is not waited for: whatever is done under a claim is committed later, in the same log, and makes the claim last.
 const CLAIM_DUE: &str = "
 with ours as (
-    select from tenantd.registry where id = $5 and needs_version <= $6
+    select set_config('synchronous_commit', 'off', true) from tenantd.registry where id = $6 and needs_version <= $7
+), spares as (
+    select least(count(*), $3)::int8 as at_hand from tenantd.spares_at_hand
 ), making as (
     select key from tenantd.tenant
     where work in ('due', 'failing') and due_at <= now() and state = 'requested' and (leased_until is null or leased_until <= now())
-    and exists (select from ours)
-    order by due_at limit $1 for update skip locked
+    and key <> all ($8) and exists (select from ours)
+    order by due_at limit least($1, $2 + (select at_hand from spares)) for update skip locked
 ), mending as (
     select key from tenantd.tenant
     where work in ('due', 'failing') and due_at <= now() and state = 'ready' and (leased_until is null or leased_until <= now())
-    and exists (select from ours)
-    order by due_at limit $2 for update skip locked
-), picked as (select key from making union all select key from mending limit $2)
-update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $3 * interval '1 second', leased_by = $4
+    and key <> all ($8) and exists (select from ours)
+    order by due_at limit greatest(0, $9 - greatest(0, (select count(*) from making) - (select at_hand from spares))) for update skip locked
+), picked as (select key from making union all select key from mending)
+update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $4 * interval '1 second', leased_by = $5
 from picked where t.key = picked.key ";
 
 /// As above.
@@ -78,6 +83,19 @@ with picked as (
 )
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $2 * interval '1 second', leased_by = $3
 from picked where t.key = picked.key ";
+
+/// How many tenants a look may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Most {
+    /// Of all that have no database yet: what the brakes allow.
+    pub room: usize,
+    /// Of these, for which a database is made on demand.
+    pub making: usize,
+    /// Of these, for which a spare is at hand, beside those.
+    pub by_spares: usize,
+    /// Of all for which no spare serves: the lanes that are free.
+    pub lanes: usize,
+}
 
 /// What a tenant has after its work was done.
 #[derive(Debug, Clone)]
@@ -102,24 +120,29 @@ pub enum Again {
 }
 
 impl Registry {
-    /// Takes up to `most` due tenants, up to `making` of them without a database yet: signups first, each kind the longest due first.
+    /// Takes due tenants: signups first, each kind the longest due first.
     ///
     /// One statement; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
-    pub async fn claim_due(&self, making: usize, most: usize, lease: Duration) -> Result<Vec<Claim>> {
+    pub async fn claim_due(&self, most: Most, lease: Duration) -> Result<Vec<Claim>> {
         let asked = Instant::now();
+        let count = |number| i64::try_from(number).unwrap_or(i64::MAX / 2);
+        let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
         let rows = self
             .query(
                 &format!("{CLAIM_DUE}{RETURNING}"),
                 &[
-                    (&i64::try_from(making).unwrap_or(i64::MAX), Type::INT8),
-                    (&i64::try_from(most).unwrap_or(i64::MAX), Type::INT8),
+                    (&count(most.room), Type::INT8),
+                    (&count(most.making), Type::INT8),
+                    (&count(most.by_spares), Type::INT8),
                     (&lease.as_secs_f64(), Type::FLOAT8),
                     (&self.worker, Type::TEXT),
                     (&self.id, Type::UUID),
                     (&self.knows, Type::INT8),
+                    (&in_hand, Type::TEXT_ARRAY),
+                    (&count(most.lanes), Type::INT8),
                 ],
                 || "claim due tenants".to_owned(),
             )
@@ -270,18 +293,19 @@ impl Registry {
         self.keys_in_hand().remove(&claim.key);
     }
 
-    /// A migration of the tenant broke the connection: how often in a row it did by now, as far as this process knows.
+    /// A migration of `migrated`, a tenant's key or a template, broke the connection: how often in a row it did by now, as far as this process
+    /// knows.
     #[must_use]
-    pub fn broke(&self, claim: &Claim) -> u32 {
+    pub fn broke(&self, migrated: &str) -> u32 {
         let mut broken = self.in_hand.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        let times = broken.entry(claim.key.clone()).or_default();
+        let times = broken.entry(migrated.to_owned()).or_default();
         *times += 1;
         *times
     }
 
-    /// The work on the tenant came to an end that says nothing of a broken connection.
-    pub fn unbroken(&self, claim: &Claim) {
-        self.in_hand.broken.lock().unwrap_or_else(PoisonError::into_inner).remove(&claim.key);
+    /// The work on it came to an end that says nothing of a broken connection.
+    pub fn unbroken(&self, migrated: &str) {
+        self.in_hand.broken.lock().unwrap_or_else(PoisonError::into_inner).remove(migrated);
     }
 
     /// A lease may stand that nobody works under; see [`Registry::release_owed`].

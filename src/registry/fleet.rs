@@ -29,10 +29,14 @@ pub struct Fleet {
     pub overdue: Option<Duration>,
     /// Tenants that are being worked on now.
     pub leased: i64,
-    /// Databases in the making, and what died daemons left of such.
-    pub spares: i64,
-    /// Of these, the databases that nobody is making any more: the next sweep drops them.
+    /// Spares that wait for a signup.
+    pub at_hand: i64,
+    /// Databases that are being made, for a tenant or as a spare.
+    pub making: i64,
+    /// Databases under a random name that nobody is making any more: the next sweep drops them.
     pub strays: i64,
+    /// Why the template of a migration set could not be built, in full; the last one's.
+    pub template_failure: Option<String>,
     /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
     pub problems: Vec<Problem>,
     /// The daemons that are connected, by the name they give their connections (`host:pid:random`).
@@ -116,12 +120,18 @@ select version, max(migrated_at) as migrated_at, count(*) as tenants,
 from tenantd.tenant t where state = 'ready' group by version order by version desc nulls last";
 
 const GAUGES: &str = "
+with unmade as (
+    select s.name, coalesce(s.maker = (select keeper from tenantd.registry where keeper_until > now()), false)
+           or exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now()) as lives
+    from tenantd.spare s where s.made_at is null
+)
 select now() as at,
        (select count(*) from tenantd.tenant where leased_until > now()) as leased,
-       (select count(*) from tenantd.spare) as spares,
-       (select count(*) from tenantd.spare s join pg_database d on d.datname = s.name
-        where not exists (select from tenantd.tenant t
-                          where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())) as strays,
+       (select count(*) from tenantd.spares_at_hand) as at_hand,
+       (select count(*) from unmade where lives) as making,
+       (select count(*) from unmade join pg_database d on d.datname = unmade.name where not lives) as strays,
+       (select error_kind || ': ' || error_text from tenantd.template
+        where completed_at is null and retired_at is null and error_text is not null order by created_at desc limit 1) as template_failure,
        (select extract(epoch from now() - min(created_at))::float8 from tenantd.tenant
         where state = 'requested' and work in ('due', 'failing')) as waiting,
        (select extract(epoch from now() - min(due_at))::float8 from tenantd.tenant
@@ -172,8 +182,10 @@ impl Registry {
             oldest_waiting: length("waiting")?,
             overdue: length("overdue")?,
             leased: field(&gauges, "leased")?,
-            spares: field(&gauges, "spares")?,
+            at_hand: field(&gauges, "at_hand")?,
+            making: field(&gauges, "making")?,
             strays: field(&gauges, "strays")?,
+            template_failure: field(&gauges, "template_failure")?,
             problems: problems.iter().map(problem).collect::<Result<_>>()?,
             daemons: daemons.iter().map(|row| field(row, "daemon")).collect::<Result<_>>()?,
             bell,

@@ -3,107 +3,101 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Transaction};
 
-use super::Registry;
-use super::claim::{Claim, Done, fenced};
+use super::claim::{Claim, damaged};
+use super::{Registry, answered, field};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::pg::{Doing, quote};
+use crate::pg::{Doing, quote, sqlstate};
 use crate::tenant::Marker;
 
 /// RENAME waits a fixed five seconds for sessions in the database; this cuts it short, since another way is quicker.
 const RENAME_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a spare becomes.
-#[derive(Debug, Clone, Copy)]
-pub struct HandOver<'a> {
-    /// The random name it was made under.
-    pub spare: &'a str,
-    /// Its real name.
-    pub name: &'a str,
-    /// Roles that may connect.
-    pub connect: &'a [String],
-    /// What it holds.
-    pub done: &'a Done,
+/// A tenant that is to get a spare.
+#[derive(Debug, Clone)]
+pub struct Naming<'a> {
+    /// Its claim.
+    pub claim: &'a Claim,
+    /// The real name of its database.
+    pub name: String,
 }
 
-/// A random name that nobody is making a database under any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stray {
-    /// The name.
-    pub name: String,
-    /// Whether it was written down long ago.
-    pub old: bool,
-    /// Whether there is a database of that name.
-    pub there: bool,
+/// What became of a tenant that was to get a spare.
+#[derive(Debug)]
+pub enum Handed {
+    /// It is ready.
+    Ready,
+    /// There was no spare for it.
+    NoSpare,
+    /// This spare could not become its database, and is left alone for a while.
+    Failed(String, Error),
+    /// Its lease or, where one was named, its spare was lost.
+    LeaseLost,
 }
 
 impl Registry {
-    /// Writes down the random name `spare` before a database of that name is made, so that nothing made is ever unknown.
-    ///
-    /// # Errors
-    /// [`Kind::LeaseLost`] when the claim is not ours any more: nothing may be made.
-    pub async fn announce_spare(&self, claim: &Claim, spare: &str) -> Result<()> {
-        let written = self
-            .session()
-            .await?
-            .execute_typed(
-                "insert into tenantd.spare (name, key, attempt)
-                 select $3, key, attempt from tenantd.tenant where key = $1 and attempt = $2 and leased_until > now()",
-                &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&spare, Type::TEXT)],
-            )
-            .await
-            .doing(|| format!("write down the spare {spare:?}"))?;
-        fenced(written, claim)
-    }
-
-    /// Makes the spare the tenant's database and the tenant ready, in one transaction.
+    /// Hands spares over to claimed tenants in one transaction: `wanted`, or whichever are at hand. What became of each, in the same order.
     ///
     /// # Flow
-    /// Fence by attempt and lease, marker, REVOKE and grants, rename, open, record ready, forget the spare.
+    /// For each tenant: fence by attempt, worker and lease, marker, rename, open, record ready, forget the spare. One that fails is undone
+    /// alone. Owner, REVOKE and grants are the spare's from its making.
     ///
     /// # Guarantees
-    /// The real name never shows anything unmarked or open to PUBLIC. After a crash in the middle the spare is a spare still.
-    ///
-    /// # Assumptions
-    /// Nobody is connected to the spare, and it is closed to connections.
+    /// The real name never shows anything unmarked, half-made or open to PUBLIC. After a crash in the middle each spare is a spare still.
     ///
     /// # Caveats
-    /// A connection lost during COMMIT leaves it open whether it happened: the next look tells.
+    /// A connection lost before the answer leaves it open whether it happened: the next look tells.
     ///
     /// # Errors
-    /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the name was taken meanwhile; [`Kind::InUse`] when somebody is in the spare.
-    pub async fn hand_over(&self, claim: &Claim, hand_over: HandOver<'_>) -> Result<()> {
-        let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin the hand-over".to_owned())?;
-        let oid = self.fence(&transaction, claim, hand_over.spare).await?;
-        reach(Point::Fenced);
-        let statements = self.statements(claim, hand_over);
-        transaction
-            .batch_execute(&statements)
-            .await
-            .doing(|| format!("hand the database {:?} over as {:?}", hand_over.spare, hand_over.name))
-            .map_err(|error| match error.code() {
-                Some("42P04") => error.with_kind(Kind::Conflict),
-                _ => error,
-            })?;
-        reach(Point::Renamed);
-        record_ready(&transaction, claim, hand_over, oid).await?;
-        reach(Point::Recorded);
-        transaction.commit().await.doing(|| "commit the hand-over".to_owned())?;
+    /// [`Kind::InUse`] when somebody is in one of the spares: none was handed over. The main database cannot be reached.
+    pub async fn hand_over(&self, namings: &[Naming<'_>], owner: &str, wanted: Option<&str>) -> Result<Vec<Handed>> {
+        let keys: Vec<&str> = namings.iter().map(|naming| naming.claim.key.as_str()).collect();
+        let attempts: Vec<i64> = namings.iter().map(|naming| naming.claim.attempt).collect();
+        let names: Vec<&str> = namings.iter().map(|naming| naming.name.as_str()).collect();
+        let markers: Vec<String> = keys.iter().map(|key| Marker::of(self.id, key).to_string()).collect();
+        let session = self.session().await?;
+        reach(Point::Taken);
+        let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
+            (&keys, Type::TEXT_ARRAY),
+            (&attempts, Type::INT8_ARRAY),
+            (&self.worker, Type::TEXT),
+            (&names, Type::TEXT_ARRAY),
+            (&markers, Type::TEXT_ARRAY),
+            (&owner, Type::TEXT),
+            (&wanted, Type::TEXT),
+        ];
+        let sql = "select key, spare, code, said from tenantd.hand_over($1, $2, $3, $4, $5, $6, $7)";
+        let handing = session.query_typed(sql, parameters);
+        let doing = || format!("hand over {} spares", namings.len());
+        // On the heap: what it holds would else weigh on every future around it.
+        let handing = Box::pin(async { session.within(RENAME_TIMEOUT, handing).await.doing(doing) });
+        let rows = answered(&session, handing).await.map_err(damaged)?;
         reach(Point::HandedOver);
-        Ok(())
+        let mut handed: Vec<Handed> = namings.iter().map(|_| Handed::LeaseLost).collect();
+        for row in &rows {
+            let key: String = field(row, "key")?;
+            let nth = keys.iter().position(|one| *one == key);
+            let nth = nth.ok_or_else(|| Error::new(Kind::Registry, format!("nobody asked for tenant {key}")))?;
+            handed[nth] = read(row, names[nth])?;
+        }
+        Ok(handed)
     }
 
-    /// Locks the tenant's row for this attempt and returns the spare's oid.
+    /// Locks the tenant's row for this attempt and returns the oid of the database `spare`.
     async fn fence(&self, transaction: &Transaction<'_>, claim: &Claim, spare: &str) -> Result<u32> {
         let held = transaction
             .query_typed_opt(
                 "select d.oid from tenantd.tenant t join pg_database d on d.datname = $3
-                 where t.key = $1 and t.attempt = $2 and t.leased_until > clock_timestamp() for update of t",
-                &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&spare, Type::TEXT)],
+                 where t.key = $1 and t.attempt = $2 and t.leased_by = $4 and t.leased_until > clock_timestamp() for update of t",
+                &[
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&spare, Type::TEXT),
+                    (&self.worker, Type::TEXT),
+                ],
             )
             .await
             .doing(|| "take the tenant's row for the hand-over".to_owned())?;
@@ -117,63 +111,6 @@ impl Registry {
                 ),
             )),
         }
-    }
-
-    fn statements(&self, claim: &Claim, HandOver { spare, name, connect, .. }: HandOver<'_>) -> String {
-        let grants = grant_connect(spare, connect);
-        let (spare, name) = (quote::identifier(spare), quote::identifier(name));
-        let marker = quote::literal(&Marker::of(self.id, &claim.key).to_string());
-        format!(
-            "set local statement_timeout = {timeout};
-             comment on database {spare} is {marker};
-             revoke connect, temporary on database {spare} from public;
-             {grants}
-             alter database {spare} rename to {name};
-             set local statement_timeout = 0;
-             alter database {name} with allow_connections true;",
-            timeout = RENAME_TIMEOUT.as_millis()
-        )
-    }
-
-    /// Forgets a spare that was dropped, or that became a tenant.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn forget_spare(&self, spare: &str) -> Result<()> {
-        self.session()
-            .await?
-            .execute_typed("delete from tenantd.spare where name = $1", &[(&spare, Type::TEXT)])
-            .await
-            .doing(|| format!("forget the spare {spare:?}"))?;
-        Ok(())
-    }
-
-    /// The spares that no live claim is making.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn stray_spares(&self, old_after: Duration) -> Result<Vec<Stray>> {
-        let rows = self
-            .session()
-            .await?
-            .query_typed(
-                "select s.name, s.created_at < now() - $1 * interval '1 second' as old,
-                        exists (select from pg_database d where d.datname = s.name) as there
-                 from tenantd.spare s
-                 where not exists (select from tenantd.tenant t
-                                   where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())",
-                &[(&old_after.as_secs_f64(), Type::FLOAT8)],
-            )
-            .await
-            .doing(|| "look for spares that nobody is making".to_owned())?;
-        let read = |row| {
-            Ok(Stray {
-                name: super::field(row, "name")?,
-                old: super::field(row, "old")?,
-                there: super::field(row, "there")?,
-            })
-        };
-        rows.iter().map(read).collect()
     }
 
     /// Moves a tenant's database that must go to a random name, so that the DROP DATABASE to come can only ever meet that name.
@@ -269,30 +206,18 @@ pub fn grant_connect<'a>(database: &str, roles: impl IntoIterator<Item = &'a Str
     })
 }
 
-async fn record_ready(transaction: &Transaction<'_>, claim: &Claim, hand_over: HandOver<'_>, oid: u32) -> Result<()> {
-    let HandOver { spare, name, done, .. } = hand_over;
-    let recorded = transaction
-        .execute_typed(
-            "with forgotten as (delete from tenantd.spare where name = $3)
-             update tenantd.tenant set state = 'ready', work = 'idle', failures = 0, leased_until = null, leased_by = null,
-             name = $4, database_oid = $5, version = $6, migration_set = $7, access = $8,
-             migrated_at = clock_timestamp(), verified_at = clock_timestamp(), ready_at = clock_timestamp(),
-             error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-             where key = $1 and attempt = $2",
-            &[
-                (&claim.key, Type::TEXT),
-                (&claim.attempt, Type::INT8),
-                (&spare, Type::TEXT),
-                (&name, Type::TEXT),
-                (&oid, Type::OID),
-                (&done.version, Type::INT8),
-                (&done.migration_set, Type::TEXT),
-                (&done.access, Type::TEXT),
-            ],
-        )
-        .await
-        .doing(|| "record that the tenant is ready".to_owned())?;
-    fenced(recorded, claim)
+fn read(row: &Row, name: &str) -> Result<Handed> {
+    let (spare, code): (Option<String>, Option<String>) = (field(row, "spare")?, field(row, "code")?);
+    Ok(match (spare, code) {
+        (None, _) => Handed::NoSpare,
+        (Some(_), None) => Handed::Ready,
+        (Some(spare), Some(code)) => {
+            let error = sqlstate::told(&code, &field::<String>(row, "said")?)
+                .context(format!("hand the database {spare:?} over as {name:?}"));
+            let error = if code == "42P04" { error.with_kind(Kind::Conflict) } else { error };
+            Handed::Failed(spare, error)
+        }
+    })
 }
 
 /// Sends the notice that `keys` are ready, in a transaction of its own: neither a full nor a stuck NOTIFY may touch a hand-over.

@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
 use super::signup::{self, Table, Trigger};
-use super::{Registry, Worker, field, grants};
+use super::{Registry, Worker, field, grants, parts};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
@@ -32,9 +32,6 @@ pub struct Installed {
     /// What a person should know, one sentence each.
     pub notes: Vec<String>,
 }
-
-const TABLES: [&str; 6] = ["migration", "registry", "tenant", "migration_set", "spare", "tenants"];
-const FUNCTIONS: [&str; 2] = ["wait(text, interval)", "request_again(text[])"];
 
 impl Registry {
     /// Installs what is missing and opens the registry for `worker`.
@@ -245,7 +242,7 @@ async fn make_registry(
     notes: &mut Vec<String>,
 ) -> Result<Identity> {
     let set = embedded::main()?;
-    let missing = missing_parts(client).await?;
+    let missing = parts::missing(client).await?;
     if !missing.contains(&"registry".to_owned())
         && let Some(identity) = identity::read(client).await?
     {
@@ -260,7 +257,7 @@ async fn make_registry(
         }
     }
     if !missing.is_empty() {
-        forget_history(client, &missing).await?;
+        parts::forget_history(client, &missing).await?;
     }
     let executor = Executor {
         set: &set,
@@ -298,28 +295,6 @@ async fn make_registry(
         .await
         .doing(|| "record which tenantd may use the registry".to_owned())?;
     identity::read(client).await?.ok_or_else(|| Error::new(Kind::Registry, "the registry's own row vanished"))
-}
-
-async fn missing_parts(client: &Client) -> Result<Vec<String>> {
-    let row = client
-        .query_typed_one(
-            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null
-                          union all
-                          select f from unnest($2::text[]) f where to_regprocedure('tenantd.' || f) is null) as missing",
-            &[(&TABLES.as_slice(), Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
-        )
-        .await
-        .doing(|| "look for the parts of the registry".to_owned())?;
-    field(&row, "missing")
-}
-
-/// Something was dropped by hand: the migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
-async fn forget_history(client: &Client, missing: &[String]) -> Result<()> {
-    let mut sql = "do $$ begin if to_regclass('tenantd.migration') is not null then delete from tenantd.migration; end if; end $$;".to_owned();
-    if missing.contains(&"tenant".to_owned()) && !missing.contains(&"registry".to_owned()) {
-        sql.push_str("update tenantd.registry set users_held_at = null;");
-    }
-    client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
 }
 
 /// NOTIFY is refused in a two-phase commit, at PREPARE, where no load test finds it: the setting decides unless the owner did.

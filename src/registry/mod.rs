@@ -2,7 +2,7 @@
 //!
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes due
 //! tenants and records what became of them, every write fenced by the claim's attempt; [`sweep`] finds what needs a look;
-//! [`sets`] keeps the migration sets; [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
+//! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets; [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
 
 pub mod claim;
 pub mod doorbell;
@@ -11,10 +11,13 @@ mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+mod parts;
 pub mod print;
 pub mod sets;
 pub mod signup;
+pub mod spares;
 pub mod sweep;
+pub mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

@@ -53,7 +53,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Compares `set` with every set that a tenant has.
+    /// Compares `set` with every set that a tenant or a template has.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -62,17 +62,24 @@ impl Registry {
             .session()
             .await?
             .query_typed(
-                "select s.id, s.version, s.name, s.checksum from tenantd.migration_set s
-                 where s.id <> $1 and exists (select from tenantd.tenant t where t.migration_set = s.id and t.state <> 'deleted')
-                 order by s.id, s.position",
+                "with used as (
+                     select migration_set as id, true as lives from tenantd.tenant
+                     where state <> 'deleted' and migration_set is not null
+                     union select migration_set, false from tenantd.template where completed_at is not null
+                 )
+                 select s.id, s.version, s.name, s.checksum, u.lives
+                 from (select id, bool_or(lives) as lives from used group by id) u join tenantd.migration_set s on s.id = u.id
+                 where s.id <> $1 order by s.id, s.position",
                 &[(&set.id(), Type::TEXT)],
             )
             .await
             .doing(|| "read the migration sets that tenants have".to_owned())
             .map_err(damaged)?;
-        let mut sets: BTreeMap<String, Vec<Recorded>> = BTreeMap::new();
+        let mut sets: BTreeMap<String, Known> = BTreeMap::new();
         for row in &rows {
-            sets.entry(field(row, "id")?).or_default().push(Recorded::from(Entry {
+            let known = sets.entry(field(row, "id")?).or_default();
+            known.lives = field(row, "lives")?;
+            known.migrations.push(Recorded::from(Entry {
                 version: field(row, "version")?,
                 name: field(row, "name")?,
                 checksum: field(row, "checksum")?,
@@ -98,17 +105,25 @@ impl Registry {
     }
 }
 
-fn relations(set: &MigrationSet, sets: &BTreeMap<String, Vec<Recorded>>, out_of_order: bool) -> Relations {
+/// A set that is in the registry.
+#[derive(Default)]
+struct Known {
+    /// Whether a tenant has it, and not a template alone: an edit that was taken back leaves one behind, which contradicts nobody.
+    lives: bool,
+    migrations: Vec<Recorded>,
+}
+
+fn relations(set: &MigrationSet, sets: &BTreeMap<String, Known>, out_of_order: bool) -> Relations {
     let mut relations = Relations::default();
-    for (id, applied) in sets {
-        match compare(set, applied, out_of_order) {
+    for (id, Known { lives, migrations }) in sets {
+        match compare(set, migrations, out_of_order) {
             Verdict::Current => {}
             Verdict::Behind(pending) => {
                 relations.behind.insert(id.clone(), pending.iter().map(|migration| migration.version).collect());
             }
             Verdict::Newer(_) => relations.newer.push(id.clone()),
             Verdict::Diverged(findings) => {
-                for finding in findings {
+                for finding in findings.into_iter().filter(|_| *lives) {
                     let list = if matches!(finding, Finding::OutOfOrder { .. }) {
                         &mut relations.refused
                     } else {

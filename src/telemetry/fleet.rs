@@ -38,7 +38,7 @@ impl Collector for FleetGauges {
         let help = "How long the longest waiting signup has waited for its tenant; 0 when none waits";
         gauge(&mut encoder, "waiting_oldest", help, Some(&Unit::Seconds), &waiting)?;
         gauge(&mut encoder, "leased", "Tenants that are being worked on", None, &fleet.leased)?;
-        gauge(&mut encoder, "spares", "Databases under a random name, not yet a tenant's", None, &fleet.spares)?;
+        spares(&mut encoder, fleet)?;
         let daemons = i64::try_from(fleet.daemons.len()).unwrap_or(i64::MAX);
         gauge(&mut encoder, "daemons", "Daemons connected to the main database", None, &daemons)?;
         let help = "How full the server's queue of notifications is; at 1 commits fail";
@@ -66,6 +66,16 @@ fn tenants(encoder: &mut DescriptorEncoder, fleet: &Fleet) -> Result<(), Error> 
             let labels = [("state", state.word()), ("work", work.word())];
             ConstGauge::new(counts.map(|count| count.tenants).sum::<i64>()).encode(family.encode_family(&labels)?)?;
         }
+    }
+    Ok(())
+}
+
+fn spares(encoder: &mut DescriptorEncoder, fleet: &Fleet) -> Result<(), Error> {
+    let help =
+        "Databases under a random name, not yet a tenant's: at hand, in the making, left by work that was cut off";
+    let mut family = encoder.encode_descriptor("spares", help, None, MetricType::Gauge)?;
+    for (standing, spares) in [("at_hand", fleet.at_hand), ("making", fleet.making), ("stray", fleet.strays)] {
+        ConstGauge::new(spares).encode(family.encode_family(&[("standing", standing)])?)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -43,6 +43,7 @@ struct All {
     reconciles: Family<Label, Counter>,
     ready: Histogram,
     reconcile: Histogram,
+    clone: Histogram,
     lease_lost: Counter,
     sweep_last_success: Seconds,
     sweep: Seconds,
@@ -110,6 +111,7 @@ impl Metrics {
             reconciles: family(all, "reconciles", "Looks at one tenant, by how they ended", "outcome", &OUTCOMES),
             ready: seconds(all, "ready", "From a signup's commit to its tenant being ready", histogram()),
             reconcile: seconds(all, "reconcile", "The work on one tenant alone", histogram()),
+            clone: seconds(all, "clone", "Making a spare from the template", histogram()),
             lease_lost: new(all, "lease_lost", "Leases that ran out or went to another daemon", Counter::default()),
             sweep_last_success: seconds(
                 all,
@@ -171,6 +173,11 @@ impl Metrics {
         };
         all.reconciles.get_or_create(&[("outcome", word)]).inc();
         all.reconcile.observe(took.as_secs_f64());
+    }
+
+    /// A spare was made from the template, which took so long.
+    pub fn spare_made(&self, took: Duration) {
+        self.0.clone.observe(took.as_secs_f64());
     }
 
     /// A sweep ended.
@@ -258,8 +265,6 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::conditions::BRAKES;
     use crate::error::Error;
@@ -280,7 +285,7 @@ mod tests {
                 .into(),
             oldest_waiting: Some(Duration::from_millis(1500)),
             leased: 3,
-            spares: 2,
+            at_hand: 2,
             daemons: vec!["a:1".into(), "b:2".into()],
             notification_queue: 0.25,
             ..Fleet::default()
@@ -343,7 +348,8 @@ mod tests {
                 "tenantd_tenants_by_version{version=\"other\"} 6",
                 "tenantd_waiting_oldest_seconds 1.5",
                 "tenantd_leased 3",
-                "tenantd_spares 2",
+                "tenantd_spares{standing=\"at_hand\"} 2",
+                "tenantd_spares{standing=\"stray\"} 0",
                 "tenantd_daemons 2",
                 "tenantd_notification_queue_ratio 0.25",
             ],

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tenantd::error::{Error, Kind};
 use tenantd::registry::claim::{Again, Claim, Done};
-use tenantd::registry::hand_over::HandOver;
+use tenantd::registry::hand_over::{Handed, Naming};
+use tenantd::registry::spares::Serving;
 use tenantd::tenant::{State, spare_name};
 
-use crate::fleet::{Fleet, execute, half_made, oid, row, write_migrations};
+use crate::fleet::{Fleet, execute, half_made, most, oid, row, write_migrations};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::until::until;
@@ -31,7 +32,7 @@ async fn no_tenant_is_claimed_twice() {
     let take_all = async || {
         let mut taken = Vec::new();
         loop {
-            let claims = fleet.registry().claim_due(3, 5, LEASE).await.expect("claim");
+            let claims = fleet.registry().claim_due(most(3, 5), LEASE).await.expect("claim");
             assert!(claims.len() <= 3, "no more than may be made");
             if claims.is_empty() {
                 return taken;
@@ -67,8 +68,8 @@ async fn what_is_claimed_is_what_is_due() {
         ('deleted', 'deleted', 'due', now(), null)";
     execute(&database, rows).await;
     let registry = fleet.registry();
-    let claim = async |making, most| {
-        let mut keys: Vec<_> = registry.claim_due(making, most, LEASE).await.expect("claim");
+    let claim = async |making, all| {
+        let mut keys: Vec<_> = registry.claim_due(most(making, all), LEASE).await.expect("claim");
         keys.sort_by(|a, b| a.key.cmp(&b.key));
         keys.into_iter().map(|claim| claim.key).collect::<Vec<_>>()
     };
@@ -98,11 +99,12 @@ async fn a_stale_holder_changes_nothing() {
     let fleet = Fleet::install(&database, &[]).await;
     let key = database.sign_up("one@example.org").await;
     let registry = fleet.registry();
-    let stale = registry.claim_due(1, 1, Duration::from_millis(1)).await.expect("claim").remove(0);
+    let first = Fleet::install(&database, &[]).await;
+    let stale = first.registry().claim_due(most(1, 1), Duration::from_millis(1)).await.expect("claim").remove(0);
     assert_eq!((stale.key.as_str(), stale.attempt, stale.state), (key.as_str(), 1, State::Requested));
     let mut fresh = Vec::new();
     until("the end of the lease", SOON, async || {
-        fresh = registry.claim_due(1, 1, LEASE).await.expect("claim");
+        fresh = registry.claim_due(most(1, 1), LEASE).await.expect("claim");
         !fresh.is_empty()
     })
     .await;
@@ -110,24 +112,30 @@ async fn a_stale_holder_changes_nothing() {
     assert_eq!(fresh.attempt, 2, "attempt grows with each claim");
 
     let spare = spare_name();
-    registry.announce_spare(&fresh, &spare).await.expect("the holder may");
+    tenantd::provision::template::ensure(&fleet.context).await.expect("a template");
+    registry.announce_spare(&fresh, &spare, &SERVING).await.expect("the holder may");
     execute(&database, &format!("create database {spare} owner tenant_owner allow_connections false")).await;
+    execute(&database, &format!("revoke connect, temporary on database {spare} from public")).await;
     let before = row(&database, &key).await;
     let name = database.tenant_name(&key);
-    for (what, error) in every_write(&fleet, &stale, &spare, &name).await {
+    for (what, error) in every_write(&first, &stale, &spare, &name).await {
         assert_eq!(error.kind(), Kind::LeaseLost, "{what}: {}", error.chain());
     }
     assert_eq!(row(&database, &key).await, before, "the row of the second holder");
     assert_eq!(half_made(&database).await, [spare.as_str()]);
     assert!(database.tenant_databases().await.is_empty());
 
-    let done = Done { version: Some(1), migration_set: String::new(), access: String::new(), migrated: false };
-    let hand_over = HandOver { spare: &spare, name: &name, connect: &[], done: &done };
-    registry.hand_over(&fresh, hand_over).await.expect("the holder may");
+    let naming = Naming { claim: &fresh, name: name.clone() };
+    let handed = registry.hand_over(&[naming], "tenant_owner", Some(&spare)).await.expect("the holder may");
+    assert!(matches!(handed[..], [Handed::Ready]), "{handed:?}");
     assert_eq!(database.tenant_databases().await, [name]);
+    first.close().await;
     fleet.close().await;
     database.finish().await;
 }
+
+/// Whatever template serves.
+const SERVING: Serving<'static> = Serving { newer: &[], migration_set: "", shape: "" };
 
 /// Every write that a claim allows, tried with `claim` of somebody who lost it; each must fail.
 async fn every_write(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> Vec<(&'static str, Error)> {
@@ -148,12 +156,14 @@ async fn every_write(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> V
 /// The same for what changes a database, or the length of the lease.
 async fn every_change(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> Vec<(&'static str, Error)> {
     let registry = fleet.registry();
-    let done = Done { version: Some(9), migration_set: "x".to_owned(), access: "x".to_owned(), migrated: true };
-    let hand_over = HandOver { spare, name, connect: &[], done: &done };
+    let naming = Naming { claim, name: name.to_owned() };
+    let handed = registry.hand_over(&[naming], "tenant_owner", Some(spare)).await.expect("an answer");
+    assert!(matches!(handed[..], [Handed::LeaseLost]), "hand_over: {handed:?}");
+    let taken = registry.take_spare(claim, "tenant_owner").await.expect("an answer");
+    assert_eq!(taken, None, "take_spare");
     vec![
         ("renew", registry.renew(claim).await.map(drop).expect_err("fenced")),
-        ("announce_spare", registry.announce_spare(claim, &spare_name()).await.expect_err("fenced")),
-        ("hand_over", registry.hand_over(claim, hand_over).await.expect_err("fenced")),
+        ("announce_spare", registry.announce_spare(claim, &spare_name(), &SERVING).await.expect_err("fenced")),
         ("set_aside", registry.set_aside(claim, spare, &spare_name()).await.expect_err("fenced")),
         ("mend_database", registry.mend_database(claim, spare, "select 1").await.expect_err("fenced")),
         ("take_back", registry.take_back(claim, spare).await.expect_err("fenced")),
@@ -168,7 +178,7 @@ async fn a_lease_that_ran_out_makes_nothing_any_more() {
     let fleet = Fleet::install(&database, &[]).await;
     let key = database.sign_up("one@example.org").await;
     let registry = fleet.registry();
-    let claim = registry.claim_due(1, 1, Duration::from_millis(1)).await.expect("claim").remove(0);
+    let claim = registry.claim_due(most(1, 1), Duration::from_millis(1)).await.expect("claim").remove(0);
     let ran_out = "select leased_until < now() from tenantd.tenant";
     let client = database.superuser().await;
     until("the end of the lease", SOON, async || client.query_one(ran_out, &[]).await.expect("look").get(0)).await;
@@ -217,16 +227,21 @@ async fn two_daemons_make_each_tenant_once() {
 async fn a_daemon_that_stood_still_does_nothing_late() {
     let database = TestDatabase::new().await;
     let folder = tempfile::tempdir().expect("a folder");
-    write_migrations(folder.path(), &[("0001_slow.sql", "create table slow (); select pg_sleep(2);")]);
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first (id integer);")]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let key = database.sign_up("one@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    fleet.close().await;
+    let name = database.tenant_name(&key);
+    database.tenant_superuser(&name).await.batch_execute("insert into first values (1)").await.expect("insert");
+    write_migrations(folder.path(), &[("0002_slow.sql", "select pg_sleep(2) from first;")]);
     let program = Program::for_database(&database)
         .setting("tenant.migrations", &folder.path().display().to_string())
         .setting("work.lease", "3s")
         .setting("signup.poll", "500ms")
         .setting("sweep.every", "2s");
-    // Whether it first hears that its lease is gone, or that its half-made database was dropped, is left to chance.
+    // What it hears first of all that has changed is left to chance.
     let mut first = program.start().allow("tenant left alone").allow("the server fail").allow("the sweep could not");
-    first.wait_for_line("tenantd is at work", SOON).await;
-    let key = database.sign_up("one@example.org").await;
     let client = database.superuser().await;
     let sleeping = "select from pg_stat_activity where application_name = 'tenantd:' || $1 and wait_event = 'PgSleep'";
     until("the migration", SOON, async || client.query_opt(sleeping, &[&key]).await.expect("look").is_some()).await;
@@ -234,15 +249,14 @@ async fn a_daemon_that_stood_still_does_nothing_late() {
     let said = first.lines().len();
 
     let second = program.start();
-    let ready = "select from tenantd.tenant where key = $1 and state = 'ready' and work = 'idle'";
+    let ready = "select from tenantd.tenant where key = $1 and version = 2 and work = 'idle'";
     until("the other daemon", SOON, async || client.query_opt(ready, &[&key]).await.expect("look").is_some()).await;
     // DROP DATABASE waits for every backend of the server to answer its barrier, and one whose client froze in the middle of its login answers
     // when authentication_timeout (a minute) ends it: the frozen daemon may have been connecting.
     until("the end of what is half made", 3 * SOON, async || half_made(&database).await.is_empty()).await;
     assert_eq!(second.terminate().await.code(), Some(0));
-    let name = database.tenant_name(&key);
     let before = (row(&database, &key).await, oid(&database, &name).await);
-    assert_eq!(before.0["attempt"].as_i64(), Some(2), "{}", before.0);
+    assert_eq!(before.0["attempt"].as_i64(), Some(3), "{}", before.0);
 
     first.thaw();
     let gave_up = async || {

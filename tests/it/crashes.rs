@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tenantd::fail_points::Point;
+use tenantd::provision::spare::make_spare;
 
 use crate::fleet::{Fleet, enter, execute, half_made, row};
 use crate::support::daemon::Program;
@@ -17,8 +18,12 @@ const SOON: Duration = Duration::from_mins(1);
 enum Way {
     /// A signup.
     Making,
-    /// A tenant that stands and was damaged by this statement of the superuser's; `{name}` is its database, `{key}` its key.
+    /// A signup, and a spare to be made ahead of the next.
+    Keeping,
+    /// A tenant that stands; what was damaged by this statement of the superuser's. `{name}` is its database, `{key}` its key.
     Mending(&'static str),
+    /// The same, and this one in the tenant's own database.
+    MendingInside(&'static str, &'static str),
 }
 
 fn way(point: Point) -> Way {
@@ -32,18 +37,28 @@ fn way(point: Point) -> Way {
         ),
         Point::Mended => Way::Mending("grant connect on database \"{name}\" to public"),
         Point::Looked => Way::Mending("update tenantd.tenant set verified_at = null where key = '{key}'"),
+        Point::Granted => Way::Mending("update tenantd.tenant set access = 'other' where key = '{key}'"),
+        Point::Migrated => Way::MendingInside(
+            "update tenantd.tenant set verified_at = null where key = '{key}'",
+            "drop table log_message; delete from tenantd_migration",
+        ),
+        Point::TemplateRetired => Way::Mending("update tenantd.template set retired_at = now()"),
+        Point::SpareAnnounced | Point::SpareMade => Way::Keeping,
+        Point::SpareWithdrawn => Way::Mending(
+            "update tenantd.spare set made_at = made_at - interval '2 days', created_at = created_at - interval '2 days'",
+        ),
         Point::Claimed
         | Point::Named
         | Point::Announced
         | Point::Made
-        | Point::Opened
-        | Point::Granted
-        | Point::Migrated
-        | Point::Closed
-        | Point::Fenced
-        | Point::Renamed
-        | Point::Recorded
-        | Point::HandedOver => Way::Making,
+        | Point::Taken
+        | Point::HandedOver
+        | Point::TemplateAnnounced
+        | Point::TemplateMade
+        | Point::TemplateOpened
+        | Point::TemplateFilled
+        | Point::TemplateClosed
+        | Point::TemplateComplete => Way::Making,
     }
 }
 
@@ -65,13 +80,24 @@ async fn die_and_go_on(point: Point) {
     let fleet = Fleet::install(&database, &[]).await;
     let key = database.sign_up("one@example.org").await;
     let name = database.tenant_name(&key);
-    if let Way::Mending(damage) = way(point) {
+    let way = way(point);
+    if let Way::Mending(damage) | Way::MendingInside(damage, _) = way {
         assert_eq!(fleet.sweep().await.made, 1);
+        let templates = fleet.registry().templates().await.expect("the template");
+        make_spare(&fleet.context, &templates[0]).await.expect("a spare");
         execute(&database, &damage.replace("{name}", &name).replace("{key}", &key)).await;
+    }
+    if let Way::MendingInside(_, damage) = way {
+        database.tenant_superuser(&name).await.batch_execute(damage).await.expect("damage it");
     }
     fleet.close().await;
 
-    let mut dying = program.clone().variable("TENANTD_FAIL_POINT", &point.word()).start();
+    let program = program.setting("spares.min", "1").setting("spares.max", "1");
+    let mut dying = program.clone().variable("TENANTD_FAIL_POINT", &point.word());
+    if matches!(way, Way::Making) {
+        dying = dying.setting("spares.max", "0");
+    }
+    let mut dying = dying.start();
     let ended = dying.ended(SOON).await;
     assert!(ended.signal().is_some(), "{point:?}: it ended by itself: {ended}\n{}", dying.lines().join("\n"));
     dying.kill();
@@ -88,6 +114,12 @@ async fn die_and_go_on(point: Point) {
     .await;
     until(&format!("{point:?}: what was half made is dropped"), SOON, async || half_made(&database).await.is_empty())
         .await;
+    let stock = "select (select count(*) from tenantd.spares_at_hand) = 1 and count(*) = 1
+                    and bool_and(completed_at is not null and retired_at is null) from tenantd.template";
+    until(&format!("{point:?}: one template, one spare"), SOON, async || {
+        client.query_one(stock, &[]).await.expect("look").get::<_, bool>(0)
+    })
+    .await;
     assert_eq!(daemon.terminate().await.code(), Some(0), "{point:?}");
 
     assert_eq!(database.tenant_databases().await, [name.as_str()], "{point:?}");

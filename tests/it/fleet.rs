@@ -9,7 +9,8 @@ use tenantd::config::{Config, Sources, load};
 use tenantd::error::Result;
 use tenantd::migrations::{MigrationSet, embedded, source};
 use tenantd::pg::{Server, Session};
-use tenantd::provision::Context;
+use tenantd::provision::{Context, Supply};
+use tenantd::registry::claim::Most;
 use tenantd::registry::identity::Moved;
 use tenantd::registry::install::{Installed, Wishes};
 use tenantd::registry::signup::Table;
@@ -33,10 +34,17 @@ pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
         ("tenant.owner", "tenant_owner".to_owned()),
         ("tenant.use", "app".to_owned()),
         ("http.listen", String::new()),
+        ("spares.max", "0".to_owned()),
     ];
     sources.flags.extend(settings.map(|(key, value)| (key.to_owned(), value)));
     sources.flags.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     load(&sources).expect("the test's settings").config
+}
+
+/// A look that may take `most` tenants, `making` of them without a database yet, and no spares.
+#[must_use]
+pub fn most(making: usize, most: usize) -> Most {
+    Most { room: making, making, by_spares: 0, lanes: most }
 }
 
 /// One process's view of the fleet.
@@ -94,7 +102,7 @@ impl Fleet {
         let server = Server::new(config.main.clone(), tasks.clone());
         let worker = Worker::new("test", "test", 12);
         let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
-        let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set)).await?;
+        let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set), Supply::default()).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
     }
 
@@ -155,9 +163,10 @@ pub async fn oid(database: &TestDatabase, name: &str) -> Option<u32> {
     database.superuser().await.query_opt(select, &[&name]).await.expect("look").map(|row| row.get(0))
 }
 
-/// Names of databases in the making that the registry knows and that are there.
+/// Names of databases in the making that the registry knows and that are there; spares that are kept for anyone are not among them.
 pub async fn half_made(database: &TestDatabase) -> Vec<String> {
-    let select = "select s.name from tenantd.spare s join pg_database d on d.datname = s.name";
+    let select = "select s.name from tenantd.spare s join pg_database d on d.datname = s.name
+                  where s.made_at is null or s.key is not null";
     let rows = database.superuser().await.query(select, &[]).await.expect("look");
     rows.iter().map(|row| row.get(0)).collect()
 }

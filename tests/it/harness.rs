@@ -148,7 +148,8 @@ async fn the_audit_finds_each_thing() {
     );
     let (one, two) = (format!("{}one", database.prefix()), format!("{}two", database.prefix()));
     let registry = "create table tenantd.tenant (key text, name text, state text, leased_until timestamptz);
-                    create table tenantd.spare (name text);
+                    create table tenantd.spare (name text, made_at timestamptz);
+                    create table tenantd.template (name text, completed_at timestamptz);
                     insert into tenantd.tenant values ('gone', 'no_such_database', 'ready', now() - interval '1 s');";
     client.batch_execute(registry).await.expect("make a registry");
     for statement in [
@@ -157,6 +158,7 @@ async fn the_audit_finds_each_thing() {
         format!("comment on database {one} is 'same'"),
         format!("comment on database {two} is 'same'"),
         format!("update pg_database set datconnlimit = -2 where datname = '{two}'"),
+        format!("insert into tenantd.spare values ('{one}', now())"),
         "select pg_advisory_lock(1)".into(),
         "set application_name = 'tenantd:test'".into(),
     ] {

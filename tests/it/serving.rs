@@ -30,27 +30,38 @@ async fn signups_become_tenants() {
     database.finish().await;
 }
 
-/// A daemon whose tenants' first migration takes `seconds`, in `folder`.
+/// A daemon whose tenants' second migration takes `seconds` for each row of the table that the first made, in `folder`.
 fn slow(database: &TestDatabase, folder: &Path, seconds: u32) -> Program {
-    write_migrations(folder, &[("0001_slow.sql", &format!("create table slow (); select pg_sleep({seconds});"))]);
+    write_migrations(folder, &[("0002_slow.sql", &format!("select pg_sleep({seconds}) from first;"))]);
     Program::for_database(database).setting("tenant.migrations", &folder.display().to_string())
+}
+
+/// A tenant with one row in the table of its first migration.
+async fn one_tenant(database: &TestDatabase, folder: &Path) -> String {
+    write_migrations(folder, &[("0001_first.sql", "create table first (id integer);")]);
+    let program = Program::for_database(database).setting("tenant.migrations", &folder.display().to_string());
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
+    let key = database.sign_up("one@example.org").await;
+    let swept = program.run(&["--sweep-once"]).await;
+    assert_eq!(swept.code(), 0, "{}", swept.stderr);
+    let inside = database.tenant_superuser(&database.tenant_name(&key)).await;
+    inside.batch_execute("insert into first values (1)").await.expect("insert");
+    key
 }
 
 /// How many migrations of this test's tenants sleep in the server now.
 async fn sleeping(database: &TestDatabase) -> i64 {
     let count =
         "select count(*) from pg_stat_activity where query like '%pg_sleep%' and application_name like 'tenantd:%'
-                 and datname in (select name from tenantd.spare)";
-    database.superuser().await.query_one(count, &[]).await.expect("count").get(0)
+                 and starts_with(datname, $1)";
+    database.superuser().await.query_one(count, &[&database.prefix()]).await.expect("count").get(0)
 }
 
-/// Starts the daemon, signs up, and returns once the migration sleeps.
-async fn work_in_hand(database: &TestDatabase, program: &Program) -> (Daemon, String) {
+/// Starts the daemon, and returns once the migration sleeps.
+async fn work_in_hand(database: &TestDatabase, program: &Program) -> Daemon {
     let daemon = program.start();
-    daemon.wait_for_line("tenantd is at work", SOON).await;
-    let key = database.sign_up(&format!("{}@example.org", daemon.id())).await;
     until("the migration runs", SOON, async || sleeping(database).await == 1).await;
-    (daemon, key)
+    daemon
 }
 
 /// Goal: SIGTERM and SIGINT let the work in hand be finished, take no new work, and leave nothing. Method: a migration of two seconds, the signal in
@@ -60,17 +71,14 @@ async fn a_signal_drains() {
     for signal in [Signal::TERM, Signal::INT] {
         let database = TestDatabase::new().await;
         let folder = tempfile::tempdir().expect("a folder");
-        let (mut daemon, key) = work_in_hand(&database, &slow(&database, folder.path(), 2)).await;
+        let key = one_tenant(&database, folder.path()).await;
+        let mut daemon = work_in_hand(&database, &slow(&database, folder.path(), 2)).await;
         daemon.signal(signal);
         daemon.wait_for_line("no new work", SOON).await;
         let late = database.sign_up("too late").await;
         assert!(daemon.finish().await.success());
         let (worked, late) = (row(&database, &key).await, row(&database, &late).await);
-        assert_eq!(
-            (&worked["state"], &worked["leased_until"]),
-            (&"ready".into(), &serde_json::Value::Null),
-            "{worked}"
-        );
+        assert_eq!((&worked["version"], &worked["leased_until"]), (&2.into(), &serde_json::Value::Null), "{worked}");
         assert_eq!((&late["state"], &late["attempt"]), (&"requested".into(), &0.into()), "{late}");
         database.finish().await;
     }
@@ -82,15 +90,16 @@ async fn a_signal_drains() {
 async fn what_takes_too_long_is_broken_off() {
     let database = TestDatabase::new().await;
     let folder = tempfile::tempdir().expect("a folder");
+    let key = one_tenant(&database, folder.path()).await;
     let program = slow(&database, folder.path(), 60).setting("work.shutdown", "1s");
-    let (daemon, key) = work_in_hand(&database, &program).await;
+    let daemon = work_in_hand(&database, &program).await;
     let daemon = daemon.allow("work.shutdown is over").allow("broken off");
     assert!(daemon.terminate().await.success());
     until("the migration is stopped", SOON, async || sleeping(&database).await == 0).await;
     let left = row(&database, &key).await;
     assert_eq!((&left["leased_until"], &left["failures"]), (&serde_json::Value::Null, &0.into()), "{left}");
     let other = slow(&database, folder.path(), 0).start();
-    until("another finishes it", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    until("another finishes it", SOON, async || row(&database, &key).await["version"] == 2).await;
     assert!(other.terminate().await.success());
     database.finish().await;
 }
@@ -102,8 +111,9 @@ async fn a_second_signal_ends_at_once() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let database = TestDatabase::new().await;
         let folder = tempfile::tempdir().expect("a folder");
+        let key = one_tenant(&database, folder.path()).await;
         let program = slow(&database, folder.path(), 60).setting("work.lease", "4s");
-        let (mut daemon, key) = work_in_hand(&database, &program).await;
+        let mut daemon = work_in_hand(&database, &program).await;
         daemon.signal(Signal::TERM);
         daemon.wait_for_line("no new work", SOON).await;
         let asked = Instant::now();
@@ -111,7 +121,7 @@ async fn a_second_signal_ends_at_once() {
         assert_eq!(daemon.allow("a second signal").finish().await.code(), Some(code));
         assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
         let other = slow(&database, folder.path(), 0).start();
-        until("another takes it up", SOON, async || row(&database, &key).await["state"] == "ready").await;
+        until("another takes it up", SOON, async || row(&database, &key).await["version"] == 2).await;
         assert!(other.terminate().await.success());
         database.finish().await;
     }
@@ -129,8 +139,11 @@ async fn a_hang_up_reads_the_migrations_again() {
     let database = TestDatabase::new().await;
     let folder = tempfile::tempdir().expect("a folder");
     let pages = Pages::reserve();
-    let program =
-        slow(&database, folder.path(), 0).setting("sweep.every", "1h").setting("http.listen", &pages.listen());
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("sweep.every", "1h")
+        .setting("http.listen", &pages.listen());
     let mut daemon = program.start().allow("nothing was reloaded");
     daemon.wait_for_line("tenantd is at work", SOON).await;
     for number in 0..3 {

@@ -319,11 +319,11 @@ async fn brakes_and_leftovers_are_told() {
     scene.sql(&format!("create database {spare}")).await;
     scene
         .sql(&format!(
-            "insert into tenantd.spare values ('{spare}', 'gone', 1), ('tenantd_spare_never_made', 'gone', 1)"
+            "insert into tenantd.spare (name, key, attempt) values ('{spare}', 'gone', 1), ('tenantd_spare_never_made', 'gone', 1)"
         ))
         .await;
     let shown = scene.json().await;
-    assert_eq!(shown["half_made"], json!({ "databases": 2, "left_over": 1 }));
+    assert_eq!(shown["spares"], json!({ "at_hand": 0, "in_the_making": 0, "left_over": 1 }));
     assert!(words(&shown["good_to_know"]).contains(&"strays".to_owned()));
     scene.end().await;
 }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use tenantd::error::Kind;
-use tenantd::provision::{Outcome, reconcile};
+use tenantd::provision::{Outcome, reconcile, template};
 use tenantd::registry::claim::Claim;
 use tenantd::sweep::{Run, sweep};
 use tenantd::tasks::Tasks;
 use tenantd::tenant::spare_name;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Fleet, execute, half_made, oid, row};
+use crate::fleet::{Fleet, execute, half_made, most, oid, row};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -170,7 +170,7 @@ async fn a_tenant_under_work_is_counted_busy() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[]).await;
     sign_up(&database, 2).await;
-    let claim = fleet.registry().claim_due(1, 1, Duration::from_mins(1)).await.expect("claim").remove(0);
+    let claim = fleet.registry().claim_due(most(1, 1), Duration::from_mins(1)).await.expect("claim").remove(0);
     let report = fleet.sweep().await;
     assert_eq!((report.busy, report.made, report.failed.len()), (1, 1, 0), "{report:?}");
     assert_eq!(row(&database, &claim.key).await["attempt"].as_i64(), Some(1), "not claimed again");
@@ -187,13 +187,17 @@ async fn strays_are_dropped() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[]).await;
     let key = database.sign_up("one@example.org").await;
-    let claim = fleet.registry().claim_due(1, 1, Duration::from_mins(1)).await.expect("claim").remove(0);
+    let claim = fleet.registry().claim_due(most(1, 1), Duration::from_mins(1)).await.expect("claim").remove(0);
     let [live, young, old, never, long_gone] = std::array::from_fn(|_| spare_name());
-    fleet.registry().announce_spare(&claim, &live).await.expect("announce");
+    let written =
+        format!("insert into tenantd.spare (name, key, attempt) values ('{live}', '{key}', {})", claim.attempt);
+    execute(&database, &written).await;
     for (name, age, there) in
-        [(&young, "1 min", true), (&old, "1 h", true), (&never, "1 min", false), (&long_gone, "1 h", false)]
+        [(&young, "1 min", true), (&old, "3 h", true), (&never, "1 min", false), (&long_gone, "3 h", false)]
     {
-        let insert = format!("insert into tenantd.spare values ('{name}', '{key}', 0, now() - interval '{age}')");
+        let insert = format!(
+            "insert into tenantd.spare (name, key, attempt, created_at) values ('{name}', '{key}', 0, now() - interval '{age}')"
+        );
         execute(&database, &insert).await;
         if there {
             execute(&database, &format!("create database {name} owner tenant_owner")).await;
@@ -329,6 +333,7 @@ async fn two_that_saw_the_same_room_step_back() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[("tenant.max", "1")]).await;
     sign_up(&database, 2).await;
+    template::ensure(&fleet.context).await.expect("a template");
     let reconcile_all = async |claims: Vec<Claim>| {
         let mut made = 0;
         for outcome in
@@ -342,7 +347,7 @@ async fn two_that_saw_the_same_room_step_back() {
         }
         made
     };
-    let claims = fleet.registry().claim_due(2, 2, Duration::from_mins(1)).await.expect("claim");
+    let claims = fleet.registry().claim_due(most(2, 2), Duration::from_mins(1)).await.expect("claim");
     let keys: Vec<String> = claims.iter().map(|claim| claim.key.clone()).collect();
     assert!(reconcile_all(claims).await <= 1, "one may be made once the other has stepped back");
     for key in &keys {

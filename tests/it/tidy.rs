@@ -14,12 +14,13 @@ const ROWS: [(&str, &[&str]); 7] = [
     ("rules", &["config", "retry", "plan", "migrations"]),
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),
-    ("work", &["isolation", "provision", "sweep"]),
+    ("work", &["isolation", "provision", "sweep", "spares"]),
     (
         "service",
         &[
             "controller",
             "intake",
+            "keeper",
             "bell",
             "brakes",
             "lanes",

@@ -26,6 +26,8 @@ pub enum Finding {
     ExpiredLease,
     /// A tenant that every role may enter.
     OpenToPublic,
+    /// A spare or a template in service that somebody may enter.
+    OpenSpare,
     /// An advisory lock that is still held.
     LockHeld,
     /// A connection of tenantd's that is still there.
@@ -34,7 +36,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Finding; 9] = [
+    pub const ALL: [Finding; 10] = [
         Finding::UserWithoutTenant,
         Finding::ReadyWithoutDatabase,
         Finding::DatabaseWithoutTenant,
@@ -42,6 +44,7 @@ impl Finding {
         Finding::DuplicateMarker,
         Finding::ExpiredLease,
         Finding::OpenToPublic,
+        Finding::OpenSpare,
         Finding::LockHeld,
         Finding::ConnectionLeft,
     ];
@@ -64,7 +67,8 @@ impl Finding {
             Finding::InvalidDatabase => {
                 "select datname::text from pg_database
                  where datconnlimit = -2
-                   and (starts_with(datname, $1) or exists (select from tenantd.spare s where s.name = datname))"
+                   and (starts_with(datname, $1) or exists (select from tenantd.spare s where s.name = datname)
+                        or exists (select from tenantd.template p where p.name = datname))"
             }
             Finding::DuplicateMarker => {
                 "select shobj_description(oid, 'pg_database') from pg_database
@@ -77,6 +81,12 @@ impl Finding {
                 "select datname::text from pg_database
                  where starts_with(datname, $1) and exists (
                      select from aclexplode(coalesce(datacl, acldefault('d', datdba))) where grantee = 0)"
+            }
+            Finding::OpenSpare => {
+                "select datname::text from pg_database
+                 where $1::text is not null and (datallowconn or has_database_privilege('public', oid, 'connect'))
+                   and (exists (select from tenantd.spare s where s.name = datname and s.made_at is not null)
+                        or exists (select from tenantd.template p where p.name = datname and p.completed_at is not null))"
             }
             Finding::LockHeld => {
                 "select format('(%s, %s) held by %s', classid, objid, coalesce(application_name, 'a prepared transaction'))

@@ -56,7 +56,7 @@ impl Program {
         Self { path: path.to_owned(), environment, directory: directory.to_owned() }
     }
 
-    /// Set up for `database`: its URL and prefix, `tenant_owner`, `app`, signups ring, no HTTP, log as JSON.
+    /// Set up for `database`: its URL and prefix, `tenant_owner`, `app`, signups ring, no spares, no HTTP, log as JSON.
     #[must_use]
     pub fn for_database(database: &TestDatabase) -> Self {
         Self::bare(database.server().directory())
@@ -65,6 +65,7 @@ impl Program {
             .setting("tenant.prefix", database.prefix())
             .setting("tenant.owner", "tenant_owner")
             .setting("tenant.use", "app")
+            .setting("spares.max", "0")
             .setting("http.listen", "")
             .setting("log.format", "json")
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tenantd::tenant::SPARE_PREFIX;
+use tenantd::tenant::{SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 
 use super::audit::{Finding, audit};
@@ -165,15 +165,15 @@ impl TestDatabase {
         self.finished = true;
     }
 
-    /// Databases under a random name that are recorded in this registry.
+    /// Spares and templates that are recorded in this registry.
     async fn spares(&self, client: &Client) -> Vec<String> {
-        let table = "select to_regclass('tenantd.spare') is not null";
-        if !client.query_one(table, &[]).await.expect("look for the table").get::<_, bool>(0) {
+        let table = "select to_regclass('tenantd.spare') is not null and to_regclass('tenantd.template') is not null";
+        if !client.query_one(table, &[]).await.expect("look for the tables").get::<_, bool>(0) {
             return Vec::new();
         }
-        let select =
-            "select s.name from tenantd.spare s join pg_database on datname = s.name where starts_with(s.name, $1)";
-        let rows = client.query(select, &[&SPARE_PREFIX]).await.expect("list the spares");
+        let select = "select s.name from (select name from tenantd.spare union all select name from tenantd.template) s
+                      join pg_database on datname = s.name where starts_with(s.name, $1) or starts_with(s.name, $2)";
+        let rows = client.query(select, &[&SPARE_PREFIX, &TEMPLATE_PREFIX]).await.expect("list the spares");
         rows.iter().map(|row| row.get(0)).collect()
     }
 

@@ -108,6 +108,16 @@ impl Status<'_> {
                 "Put the files back as they were applied, and make each change a new migration.",
             ));
         }
+        if let Some(failure) = &self.fleet.template_failure {
+            found.push(remark(
+                "template",
+                listed(
+                    "The template of a migration set could not be built; new tenants are made of the last good one, or wait:".to_owned(),
+                    std::slice::from_ref(failure),
+                ),
+                "Mend what it says, then reload the daemon; a template that can be built is built by itself.",
+            ));
+        }
         if self.newer > 0 {
             let have = if self.newer == 1 { "has" } else { "have" };
             found.push(remark(

@@ -42,7 +42,8 @@ pub(super) fn object(status: &Status<'_>) -> Value {
             "max_per_hour": Some(status.config.tenant.max_per_hour).filter(|max| *max > 0),
         },
         "migrations": migrations(status),
-        "half_made": { "databases": fleet.spares, "left_over": fleet.strays },
+        "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
+        "template_failure": fleet.template_failure,
     })
 }
 

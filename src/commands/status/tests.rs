@@ -118,7 +118,8 @@ fn troubled<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
     ];
     status.fleet.oldest_waiting = Some(Duration::from_secs(200));
     status.fleet.overdue = Some(Duration::from_secs(200));
-    status.fleet.spares = 2;
+    status.fleet.at_hand = 3;
+    status.fleet.making = 1;
     status.fleet.strays = 1;
     status.fleet.problems = vec![
         problem(
@@ -188,7 +189,7 @@ Daemons      web1:4711
 Doorbell     armed by web1:4711
 Signups      into public.users, trigger in place
 Migrations   5 from /etc/tenantd/migrations, newest 5 b, set {}
-Databases    120 of 500 (tenant.max), 3 made within the hour, 0 half-made
+Databases    120 of 500 (tenant.max), 3 made within the hour; no spare at hand, 0 in the making
 Registry     00000000-0000-0000-0000-000000000000
 
 All is well.
@@ -234,7 +235,7 @@ Doorbell     taken by role Mallory, which is no daemon
 Signups      into public.users, trigger on public.users switched off, trigger on public.staff
              missing
 Migrations   5 from /etc/tenantd/migrations, newest 5 b, set SETID
-Databases    406 of 500 (tenant.max), 40 made within the hour, 2 half-made
+Databases    406 of 500 (tenant.max), 40 made within the hour; 3 spares at hand, 1 in the making
 Registry     00000000-0000-0000-0000-000000000000
 
 Parked (2):
@@ -330,7 +331,7 @@ fn json_has_what_the_text_has() {
     );
     assert_eq!((&shown["migrations"]["relation"], &shown["migrations"]["id"]), (&json!("diverged"), &json!(set.id())));
     assert_eq!(shown["brakes"], json!({ "tenants": 406, "max": 500, "made_last_hour": 40, "max_per_hour": null }));
-    assert_eq!(shown["half_made"], json!({ "databases": 2, "left_over": 1 }));
+    assert_eq!(shown["spares"], json!({ "at_hand": 3, "in_the_making": 1, "left_over": 1 }));
 }
 
 #[test]

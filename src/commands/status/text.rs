@@ -116,8 +116,12 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         (
             "Databases",
             format!(
-                "{} of {} (tenant.max), {}{max_per_hour} made within the hour, {} half-made",
-                status.room.tenants, status.config.tenant.max, status.room.last_hour, fleet.spares
+                "{} of {} (tenant.max), {}{max_per_hour} made within the hour; {} at hand, {} in the making",
+                status.room.tenants,
+                status.config.tenant.max,
+                status.room.last_hour,
+                counted(fleet.at_hand, "spare"),
+                fleet.making
             ),
         ),
         ("Registry", status.registry.to_string()),

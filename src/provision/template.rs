@@ -1,0 +1,199 @@
+//! Templates: built once for a migration set, cloned for every tenant, dropped when nobody needs them any more.
+
+use std::time::Duration;
+
+use super::{Context, failure};
+use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
+use crate::isolation::database::{executor, grants};
+use crate::pg::{Doing, Executor, admin, quote};
+use crate::registry::templates::{Template, TemplateOf};
+use crate::tenant::template_name;
+
+/// How long the template is waited for that another builds.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The template that another builds is looked for so often.
+const ANOTHER_BUILDS: Duration = Duration::from_millis(100);
+
+/// Builds the template of the context's set, from where an earlier try stood. Called by the keeper only.
+///
+/// # Guarantees
+/// It serves only when it is complete and closed. A crash in the middle leaves something that the next call goes on with. When another became
+/// the keeper meanwhile, nothing is put into service.
+///
+/// # Errors
+/// [`Kind::Migration`] and the like for a set that cannot be applied; [`Kind::Rights`] for an extension; those of the server. What is not the
+/// server's is recorded with the template, with the time of the next try.
+pub async fn build(context: &Context, unfinished: Option<&Template>) -> Result<()> {
+    let name = if let Some(template) = unfinished {
+        template.name.clone()
+    } else {
+        let (id, access, shape) = (context.set.id(), context.access(), context.shape());
+        let name = template_name(&id);
+        let version = context.set.newest_version();
+        let of = TemplateOf { migration_set: &id, version, access: &access, shape: &shape };
+        context.registry.announce_template(&name, of).await?;
+        reach(Point::TemplateAnnounced);
+        name
+    };
+    let there = unfinished.is_some_and(|template| template.there);
+    let built = tokio::select! {
+        built = construct(context, &name, there) => built,
+        lost = stay_keeper(context) => Err(lost),
+    };
+    if let Err(error) = &built
+        && !error.kind().is_out_of_reach()
+        && error.kind() != Kind::LeaseLost
+    {
+        let failures = unfinished.map_or(0, |template| template.failures) + 1;
+        context.registry.record_template_failure(&name, error, context.schedule().delay(failures)).await?;
+    }
+    built.map_err(|error| error.context(format!("build the template {name:?}")))
+}
+
+/// Renews the keeper's lease; returns only when another has it.
+pub(super) async fn stay_keeper(context: &Context) -> Error {
+    let lease = context.config.work.lease;
+    loop {
+        tokio::time::sleep(lease / 3).await;
+        match context.registry.keep(lease).await {
+            Ok(true) => {}
+            Ok(false) => return Error::new(Kind::LeaseLost, "another tenantd keeps templates and spares now"),
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "the keeper's lease could not be renewed; tried again");
+            }
+        }
+    }
+}
+
+async fn construct(context: &Context, name: &str, there: bool) -> Result<()> {
+    if there && context.registry.is_our_template(name).await? != Some(true) {
+        // The last try got no further than CREATE DATABASE, which may not have come to its end.
+        admin::drop_database(&*context.registry.session().await?, name).await?;
+        create(context, name).await?;
+    } else if !there {
+        create(context, name).await?;
+    }
+    let database = quote::identifier(name);
+    let session = context.registry.session().await?;
+    let open = format!(
+        "comment on database {database} is {}; alter database {database} with allow_connections true",
+        quote::literal(&context.registry.template_marker())
+    );
+    session.batch_execute(&open).await.doing(|| format!("mark the database {name:?}"))?;
+    reach(Point::TemplateOpened);
+    drop(session);
+    let filled = fill(context, name, !there).await;
+    // A set that breaks the connection time and again must not bring the server down for ever.
+    filled.map_err(|error| failure::blame_for_breaking(context, name, error))?;
+    context.registry.unbroken(name);
+    reach(Point::TemplateFilled);
+    let session = context.registry.session().await?;
+    session
+        .batch_execute(&format!("alter database {database} with allow_connections false"))
+        .await
+        .doing(|| format!("close the database {name:?}"))?;
+    admin::wait_until_empty(&session, name).await?;
+    drop(session);
+    reach(Point::TemplateClosed);
+    if !context.registry.complete_template(name).await? {
+        return Err(Error::new(Kind::LeaseLost, "another tenantd keeps templates and spares now"));
+    }
+    reach(Point::TemplateComplete);
+    Ok(())
+}
+
+/// Makes the empty database from template0: template1 is often in use and holds local junk.
+async fn create(context: &Context, name: &str) -> Result<()> {
+    let create = admin::Create {
+        name,
+        owner: context.owner(),
+        template: "template0",
+        bytes: 0,
+        strategy: context.config.tenant.strategy,
+        server_version: context.registry.server_version().await?,
+    };
+    admin::create_database(&*context.registry.session().await?, &create, "").await?;
+    reach(Point::TemplateMade);
+    Ok(())
+}
+
+/// Extensions, rights, migrations: all that tenants have in common.
+async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
+    let settings = &context.config.tenant;
+    let connect = || context.server.connect(Some(name), "tenantd:template");
+    let mut session = connect().await?;
+    for extension in &settings.extensions {
+        let create = format!("create extension if not exists {}", quote::identifier(extension));
+        session.batch_execute(&create).await.doing(|| create.clone()).map_err(|error| {
+            if error.kind() != Kind::Rights {
+                return error.hint("is it on the server? select name from pg_available_extensions");
+            }
+            let role = quote::identifier(context.config.main.user());
+            let code = error.code().unwrap_or_default().to_owned();
+            // What the server advises is true, and no help.
+            Error::new(Kind::Rights, format!("role {role} may not make the extension {extension:?}")).sqlstate(code).because(error).hint(
+                format!("as a superuser, connect to database {name:?} and run `{create}`; tenantd goes on with that by itself"),
+            )
+        })?;
+    }
+    session
+        .batch_execute(&grants(context.owner(), &settings.use_roles))
+        .await
+        .doing(|| "give the roles of tenant.use their rights".to_owned())?;
+    let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
+    executor.apply(&mut session, connect).await?;
+    session.close().await;
+    Ok(())
+}
+
+/// Drops a template that nobody needs any more. Called by the keeper only.
+///
+/// It is taken out of service first; a crash in the middle leaves one that the next call drops.
+///
+/// # Errors
+/// [`Kind::Conflict`] when the database does not bear our marker any more: it is forgotten, not dropped. Those of the server.
+pub async fn drop_template(context: &Context, template: &Template) -> Result<()> {
+    let name = &template.name;
+    context.registry.retire_template(name).await?;
+    reach(Point::TemplateRetired);
+    let ours = context.registry.is_our_template(name).await?;
+    if ours == Some(false) && template.completed.is_some() {
+        context.registry.forget_template(name).await?;
+        return Err(Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more"))
+            .hint("it is left as it is: drop it if it is of no use"));
+    }
+    if ours.is_some() {
+        admin::drop_database(&*context.registry.session().await?, name).await?;
+    }
+    context.registry.forget_template(name).await
+}
+
+/// Makes sure that there is a template of our set, or of a newer one: builds it, or waits for the one who does.
+///
+/// # Errors
+/// As [`build`]; [`Kind::Template`] when another tenantd does not get it done either. An older template may serve all the same.
+pub async fn ensure(context: &Context) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let keeping = context.supply.keeping().await;
+        let (templates, wanted) = (context.registry.templates().await?, context.wanted());
+        if wanted.is_up_to_date(&templates) {
+            context.supply.serve(true);
+            return Ok(());
+        }
+        if context.registry.keep(context.config.work.lease).await? {
+            let built = build(context, wanted.unfinished(&templates)).await;
+            context.supply.serve(built.is_ok() || wanted.serving(&templates).is_some());
+            context.registry.stop_keeping().await?;
+            return built;
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(Error::new(Kind::Template, "another tenantd has been building the template for a minute")
+                .hint("`tenantd status` says why it does not come to an end"));
+        }
+        drop(keeping);
+        tokio::time::sleep(ANOTHER_BUILDS).await;
+    }
+}

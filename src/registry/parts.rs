@@ -1,0 +1,40 @@
+//! The parts that a registry has: what `tenantd setup` looks for, and makes again where it was dropped by hand.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::field;
+use crate::error::Result;
+use crate::pg::Doing;
+
+const TABLES: [&str; 8] =
+    ["migration", "registry", "tenant", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
+const FUNCTIONS: [&str; 4] = [
+    "wait(text, interval)",
+    "request_again(text[])",
+    "name_spare(text, text, text, text)",
+    "hand_over(text[], bigint[], text, text[], text[], text, text)",
+];
+
+/// Those that are not there, by name.
+pub(super) async fn missing(client: &Client) -> Result<Vec<String>> {
+    let row = client
+        .query_typed_one(
+            "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null
+                          union all
+                          select f from unnest($2::text[]) f where to_regprocedure('tenantd.' || f) is null) as missing",
+            &[(&TABLES.as_slice(), Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
+        )
+        .await
+        .doing(|| "look for the parts of the registry".to_owned())?;
+    field(&row, "missing")
+}
+
+/// Something was dropped by hand: the migrations run again. Without the tenant table all users are held anew, since nobody knows which were.
+pub(super) async fn forget_history(client: &Client, missing: &[String]) -> Result<()> {
+    let mut sql = "do $$ begin if to_regclass('tenantd.migration') is not null then delete from tenantd.migration; end if; end $$;".to_owned();
+    if missing.contains(&"tenant".to_owned()) && !missing.contains(&"registry".to_owned()) {
+        sql.push_str("update tenantd.registry set users_held_at = null;");
+    }
+    client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
+}

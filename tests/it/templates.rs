@@ -1,0 +1,254 @@
+//! Templates: built once, in service only when complete, replaced when they are not as they were left.
+
+use std::time::Duration;
+
+use tenantd::error::Kind;
+use tenantd::provision::template;
+
+use crate::fleet::{Fleet, execute, oid, row, write_migrations};
+use crate::pages::Pages;
+use crate::support::daemon::Program;
+use crate::support::database::TestDatabase;
+use crate::support::server::TestServer;
+use crate::support::until::until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+async fn count(database: &TestDatabase, from: &str) -> i64 {
+    let select = format!("select count(*) from {from}");
+    database.superuser().await.query_one(&select, &[]).await.expect("count").get(0)
+}
+
+/// Goal: however many daemons start, one template is built. Method: four at once; the server's databases are counted.
+#[tokio::test]
+async fn many_daemons_build_one_template() {
+    let database = TestDatabase::new().await;
+    let program = Program::for_database(&database).setting("spares.min", "1").setting("spares.max", "1");
+    let daemons: Vec<_> = (0..4).map(|_| program.start()).collect();
+    for daemon in &daemons {
+        daemon.wait_for_line("tenantd is at work", SOON).await;
+    }
+    until("a spare", SOON, async || count(&database, "tenantd.spares_at_hand").await == 1).await;
+    assert_eq!(count(&database, "tenantd.template").await, 1);
+    let built: usize =
+        daemons.iter().map(|daemon| daemon.lines().iter().filter(|line| line.contains("template built")).count()).sum();
+    assert_eq!(built, 1);
+    for daemon in daemons {
+        assert!(daemon.terminate().await.success());
+    }
+    assert_eq!(count(&database, "pg_database d join tenantd.spare s on s.name = d.datname").await, 1);
+    database.finish().await;
+}
+
+/// Goal: a template is marked, closed, owned and shut as tenants are. Method: the catalogue.
+#[tokio::test]
+async fn a_template_is_ours_and_closed() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    template::ensure(&fleet.context).await.expect("a template");
+    let templates = fleet.registry().templates().await.expect("templates");
+    assert_eq!(templates.len(), 1);
+    let built = &templates[0];
+    assert!(built.serves() && built.bytes > 1_000_000, "{built:?}");
+    assert!(built.name.starts_with(&format!("tenantd_template_{:.16}_", fleet.context.set.id())), "{built:?}");
+    let select =
+        "select pg_get_userbyid(datdba)::text, shobj_description(oid, 'pg_database'), datallowconn, datistemplate,
+                         has_database_privilege('public', oid, 'connect')
+                  from pg_database where datname = $1";
+    let seen = database.superuser().await.query_one(select, &[&built.name]).await.expect("look");
+    assert_eq!((seen.get(0), seen.get(2), seen.get(3), seen.get(4)), ("tenant_owner", false, false, false));
+    assert_eq!(seen.get::<_, String>(1), format!("tenantd {} template", fleet.registry().id));
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: somebody connected to the template holds up no tenant: another template is built, and the first dropped when it is free. Method: an
+/// administrator opens it and stays.
+#[tokio::test]
+async fn somebody_in_the_template_is_no_obstacle() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    template::ensure(&fleet.context).await.expect("a template");
+    let first = fleet.registry().templates().await.expect("templates").remove(0).name;
+    fleet.close().await;
+    execute(&database, &format!("alter database {first} allow_connections true")).await;
+    let inside = database.tenant_superuser(&first).await;
+    // Closed again, with somebody in it: it looks as it was left.
+    execute(&database, &format!("alter database {first} allow_connections false")).await;
+    let daemon = Program::for_database(&database).setting("signup.poll", "250ms").start();
+    let key = database.sign_up("one@example.org").await;
+    until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    assert_eq!(row(&database, &key).await["failures"], 0);
+    drop(inside);
+    until("the first to go", SOON, async || oid(&database, &first).await.is_none()).await;
+    assert!(daemon.terminate().await.success());
+    assert_eq!(count(&database, "tenantd.template").await, 1);
+    database.finish().await;
+}
+
+/// Goal: a template that is not as it was left serves no more. Method: opened; dropped; its marker changed, which nobody may drop then.
+#[tokio::test]
+async fn a_template_that_was_touched_is_built_anew() {
+    let database = TestDatabase::new().await;
+    let daemon = Program::for_database(&database)
+        .setting("spares.min", "1")
+        .setting("spares.max", "1")
+        .start()
+        .allow("template forgotten");
+    let serving = async || {
+        let select = "select p.name from tenantd.template p join pg_database d on d.oid = p.database_oid
+                      where completed_at is not null and retired_at is null and not datallowconn";
+        let rows = database.superuser().await.query(select, &[]).await.unwrap_or_default();
+        rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>()
+    };
+    daemon.wait_for_line("template built", SOON).await;
+    let mut kept = None;
+    for damage in ["open", "drop", "unmark"] {
+        let mut name = String::new();
+        until("a template", SOON, async || {
+            name = serving().await.pop().unwrap_or_default();
+            !name.is_empty()
+        })
+        .await;
+        match damage {
+            "open" => execute(&database, &format!("alter database {name} allow_connections true")).await,
+            "drop" => execute(&database, &format!("drop database {name}")).await,
+            _ => {
+                execute(&database, &format!("comment on database {name} is 'mine'")).await;
+                execute(&database, &format!("update tenantd.template set retired_at = now() where name = '{name}'"))
+                    .await;
+                kept = Some(name.clone());
+            }
+        }
+        // A signup takes the spare, so that the daemon looks at once.
+        let key = database.sign_up(&format!("{damage}@example.org")).await;
+        until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+        until(&format!("another template after {damage}"), SOON, async || {
+            serving().await.first().is_some_and(|now| *now != name)
+        })
+        .await;
+    }
+    let kept = kept.expect("one was changed");
+    daemon.wait_for_line("template forgotten", SOON).await;
+    assert!(oid(&database, &kept).await.is_some(), "what is not marked as ours is not dropped");
+    until("what was touched to go", SOON, async || count(&database, "tenantd.template").await == 1).await;
+    assert!(daemon.terminate().await.success());
+    execute(&database, &format!("drop database {kept}")).await;
+    database.finish().await;
+}
+
+/// Goal: a newest migration that fails leaves signups served by the last good template, and says so; mended, it takes over. Method: a running
+/// daemon, a broken file, a signup, readiness and status; then the file is mended.
+#[tokio::test]
+async fn a_broken_newest_migration_stops_no_signup() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = Pages::reserve();
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("http.listen", &pages.listen())
+        .setting("spares.min", "1")
+        .setting("spares.max", "2")
+        .setting("sweep.every", "1h")
+        .setting("retry.first", "100ms");
+    let mut daemon = program
+        .start()
+        .allow("the template of the newest migrations could not be built")
+        .allow("tenant failing")
+        .allow("tenant parked");
+    until("a spare", SOON, async || {
+        daemon.lines().iter().any(|line| line.contains("template built"))
+            && count(&database, "tenantd.spares_at_hand").await == 1
+    })
+    .await;
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second (;")]);
+    daemon.hang_up();
+    let told = daemon.wait_for_line("the template of the newest migrations could not be built", SOON).await;
+    assert!(told.contains("0002_second.sql:1:22") && told.contains("42601"), "{told}");
+    for number in 0..3 {
+        let key = database.sign_up(&format!("{number}@example.org")).await;
+        until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+        assert_eq!(row(&database, &key).await["version"], 1);
+    }
+    assert!(pages.ready_is(503, "the last good one").await, "{:?}", pages.get("/readyz").await);
+    let status = program.run(&["status"]).await;
+    assert_eq!(status.code(), 1, "{}", status.stderr);
+    assert!(status.stdout.contains("0002_second.sql"), "{}", status.stdout);
+
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    daemon.hang_up();
+    let all = "tenantd.tenant where version = 2 and work = 'idle'";
+    until("everybody has it", SOON, async || count(&database, all).await == 3).await;
+    until("readiness", SOON, async || pages.ready_is(200, "").await).await;
+    let told = daemon.lines().iter().filter(|line| line.contains("could not be built")).count();
+    assert_eq!(told, 1, "once");
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// Goal: without any template nobody is parked: signups wait, and it is said why. Method: the first set is broken, then mended.
+#[tokio::test]
+async fn without_a_template_signups_wait() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first (;")]);
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    let mut daemon = program.start().allow("the template of the newest migrations could not be built");
+    daemon.wait_for_line("could not be built", SOON).await;
+    let key = database.sign_up("one@example.org").await;
+    let swept = program.run(&["--sweep-once"]).await;
+    assert_eq!(swept.code(), 1, "{}", swept.stdout);
+    assert!(swept.stdout.contains("0001_first.sql:1:21"), "{}", swept.stdout);
+    let waiting = row(&database, &key).await;
+    assert_eq!(
+        (&waiting["state"], &waiting["work"], &waiting["failures"]),
+        (&"requested".into(), &"due".into(), &0.into())
+    );
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    daemon.hang_up();
+    until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// Goal: every tenant has the extensions that the config names, without a right of its own; one that tenantd may not make is named with the role and
+/// what to run, and when an administrator has run it the work goes on. Method: a trusted one, and one that needs a superuser.
+#[tokio::test]
+async fn extensions_are_made_once_in_the_template() {
+    let server = TestServer::builder().start();
+    let database = TestDatabase::on(&server).await;
+    let fleet = Fleet::install(&database, &[("tenant.extensions", "pgcrypto")]).await;
+    let key = database.sign_up("one@example.org").await;
+    let report = fleet.sweep().await;
+    assert_eq!((report.made, report.failed.len()), (1, 0), "{report:?}");
+    let inside = database.tenant_superuser(&database.tenant_name(&key)).await;
+    inside.query_one("select public.gen_salt('md5')", &[]).await.expect("the extension is there");
+    drop(inside);
+    fleet.close().await;
+
+    let fleet = Fleet::install(&database, &[("tenant.extensions", "pgcrypto,pageinspect")]).await;
+    let error = template::ensure(&fleet.context).await.expect_err("not trusted");
+    assert_eq!(error.kind(), Kind::Rights, "{}", error.chain());
+    let advice = error.advice().expect("what to do");
+    let unfinished = fleet.registry().templates().await.expect("templates");
+    let name = &unfinished.iter().find(|template| template.completed.is_none()).expect("begun").name;
+    assert!(advice.contains("\"tenantd\"") && advice.contains(name.as_str()), "{advice}");
+    let second = database.sign_up("two@example.org").await;
+    let report = fleet.sweep().await;
+    assert_eq!(report.made, 1, "the last good one serves: {report:?}");
+    let statement = advice.split('`').nth(1).expect("a statement");
+    let administrator = database.tenant_superuser(name).await;
+    administrator.batch_execute(statement).await.expect(statement);
+    drop(administrator);
+    template::ensure(&fleet.context).await.expect("it goes on with what was made");
+    let third = database.sign_up("three@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    for (key, has) in [(&second, false), (&third, true)] {
+        let inside = database.tenant_superuser(&database.tenant_name(key)).await;
+        let there = "select exists (select from pg_extension where extname = 'pageinspect')";
+        assert_eq!(inside.query_one(there, &[]).await.expect("look").get::<_, bool>(0), has);
+    }
+    fleet.close().await;
+    database.finish().await;
+}
