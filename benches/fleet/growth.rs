@@ -68,7 +68,7 @@ async fn costs(stage: &Stage, tenants: usize, size: Size) -> Costs {
         bare.round(created);
     }
     drop(daemon);
-    let daemon = stage.daemon(&stage.with_spares(8, 8)).await;
+    let daemon = stage.daemon(&stage.with_spares(16, 16)).await;
     for _ in 0..5 {
         let mut keys = Vec::new();
         for _ in 0..size.pick(4, 10) {

@@ -16,9 +16,6 @@ use crate::support::until::until;
 /// How long anything may take: a line that hangs is to end the bench, not to hold it.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(10);
 
-/// Without a new database for so long, no spares are being made.
-const REST: Duration = Duration::from_millis(1500);
-
 /// A server and the application's main database on it. Dropping it ends the server and removes its directory.
 pub(crate) struct Stage {
     /// The application's main database.
@@ -94,19 +91,6 @@ impl Stage {
     /// The application's connection, which hears of tenants that are ready.
     pub(crate) async fn application(&self) -> Application {
         Application::connect(&self.database, "tenantd_ready").await
-    }
-
-    /// Waits until no database has come or gone for a while: nobody makes spares any more.
-    pub(crate) async fn at_rest(&self) {
-        let (mut since, mut known) = (Instant::now(), 0);
-        until("no database comes or goes", PATIENCE, async || {
-            let seen = self.number("select coalesce(max(oid)::bigint, 0) + count(*) from pg_database").await;
-            if seen != known {
-                (since, known) = (Instant::now(), seen);
-            }
-            since.elapsed() > REST
-        })
-        .await;
     }
 
     /// Signs up `number` users in one statement, and returns their keys.
