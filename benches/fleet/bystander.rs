@@ -1,12 +1,14 @@
 //! Line 8: what others on the server feel while spares are refilled.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Size;
 use crate::figures::Samples;
 use crate::measure::{Measure, Reach, Results, Unit};
 use crate::stage::{Application, Stage, milliseconds};
 
+/// The yardstick needs no more.
+const QUIET: Duration = Duration::from_secs(3);
 const SPARES: usize = 32;
 /// Bursts that leave the pool at half, so that it is refilled in quiet moments, or nearly empty, so that it is refilled at once.
 const BURSTS: [usize; 2] = [16, 30];
@@ -28,7 +30,7 @@ pub(crate) async fn measure(size: Size) -> Results {
             stage.ready(tenants).await;
             let began = Instant::now();
             refilling.round(commits(&bystander, stage.spares(SPARES)).await);
-            quiet.round(commits(&bystander, tokio::time::sleep(began.elapsed())).await);
+            quiet.round(commits(&bystander, tokio::time::sleep(began.elapsed().min(QUIET))).await);
         }
         let what = format!("commit of a bystander's INSERT while {burst} of {SPARES} spares are refilled");
         let row = |statistic: &str| {
