@@ -183,6 +183,58 @@ end
 $$;
 revoke all on function tenantd.hand_over(text[], bigint[], text, text[], text[], text, text) from public;
 
+-- Hands spares over to signups within their own transaction: called by the trigger, for keys whose rows it has just written. Returns how many
+-- are ready by this very commit; the others go the ordinary way. Nothing here may fail the signup or make it wait longer than lock_timeout:
+-- * Only spares that nobody ever entered: a rename waits up to five seconds for whoever is in a database, autovacuum included.
+-- * A crowd goes the ordinary way, and one transaction takes a quarter of the pool at most: a long one must not hold all of it.
+-- * After one failure no more is tried in the transaction.
+create or replace function tenantd.hand_over_at_commit(keys text[], prefix text, owner text) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    handed bigint := 0;
+    before constant bigint := coalesce(nullif(current_setting('tenantd.handed_over', true), '')::bigint, 0);
+    left_over bigint;
+    signup text;
+    taken text;
+begin
+    if cardinality(keys) > 4 or current_setting('tenantd.hand_over_failed', true) = 'on' then
+        return 0;
+    end if;
+    foreach signup in array keys loop
+        continue when signup !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$';
+        begin
+            if before + handed > 0 then
+                -- Counted with locks that are given back at once, so that what other open signups hold does not count.
+                begin
+                    perform from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name for update of s skip locked;
+                    get diagnostics left_over = row_count;
+                    raise exception using errcode = 'TD000';
+                exception when sqlstate 'TD000' then
+                end;
+                exit when (before + handed + 1) * 4 > left_over + before + handed;
+            end if;
+            select s.name into taken from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
+            where h.owner = hand_over_at_commit.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
+              and pg_stat_get_db_xact_commit(h.database_oid) + pg_stat_get_db_xact_rollback(h.database_oid) = 0
+              and not exists (select from pg_prepared_xact() x where x.dbid = h.database_oid)
+            order by h.completed_at desc nulls last, s.made_at limit 1 for update of s skip locked;
+            exit when not found;
+            perform tenantd.name_spare(taken, signup, prefix || replace(signup, '-', '_'),
+                (select format('tenantd %s %s', r.id, encode(sha256(convert_to(signup, 'UTF8')), 'hex')) from tenantd.registry r));
+            handed := handed + 1;
+        exception when others then
+            perform set_config('tenantd.hand_over_failed', 'on', true);
+            exit;
+        end;
+    end loop;
+    perform set_config('tenantd.handed_over', (before + handed)::text, true);
+    return handed;
+end
+$$;
+revoke all on function tenantd.hand_over_at_commit(text[], text, text) from public;
+
 -- What applications read. Deleted tenants are left out.
 create or replace view tenantd.tenants as
 select key, name, state, work, version, cluster, failures,

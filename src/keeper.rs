@@ -133,16 +133,22 @@ impl Keeper {
         };
         self.tell(context, &stock, memory);
         memory.count(&self.supply, &stock);
-        let room = usize::try_from(context.supply.room().map_or(i64::MAX, |left| left.tenants)).unwrap_or(0);
-        let target = memory.demand.target(context.config.spares, memory.clone).min(room);
-        let Some(action) = next(&context.wanted(), &stock, target) else {
+        let (at_commit, mut wanted) = (context.config.signup.handover == Handover::Commit, context.wanted());
+        let room = match context.supply.room() {
+            Some(left) if !at_commit => left.tenants,
+            _ => context.room(context.registry.room().await?),
+        };
+        let room = u32::try_from(room).unwrap_or(0);
+        if at_commit {
+            // The trigger knows no brakes: what is not there it cannot hand over.
+            wanted.settings.max = wanted.settings.max.min(room);
+        }
+        let target = memory.demand.target(context.config.spares, memory.clone).min(usize::try_from(room).unwrap_or(0));
+        let Some(action) = next(&wanted, &stock, target) else {
             if std::mem::take(&mut memory.keeps) {
                 context.registry.stop_keeping().await?;
             }
-            return Ok(match context.config.signup.handover {
-                Handover::Commit => LOOK_AT_COMMIT,
-                Handover::Daemon => LOOK,
-            });
+            return Ok(if at_commit { LOOK_AT_COMMIT } else { LOOK });
         };
         let wait = self.patience(&action, memory);
         if !wait.is_zero() {

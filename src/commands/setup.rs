@@ -98,11 +98,15 @@ async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) ->
     if !yes && !confirmed()? {
         return Err(Error::usage("nothing was removed"));
     }
-    Registry::remove(server).await?;
+    let dropped = Registry::remove(server).await?;
     if json {
-        output::object(out, &json!({ "removed": ["schema tenantd"] }))?;
+        output::object(out, &json!({ "removed": ["schema tenantd"], "dropped": dropped }))?;
     } else {
-        output::text(out, "removed schema tenantd with registry, function and trigger; the tenants' databases stay\n")?;
+        let dropped = output::counted(i64::try_from(dropped.len()).unwrap_or(i64::MAX), "database");
+        let told = format!(
+            "removed schema tenantd with registry, function and trigger, and {dropped} of templates and spares; the tenants' databases stay\n"
+        );
+        output::text(out, &told)?;
     }
     Ok(ExitStatus::Well)
 }

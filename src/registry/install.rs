@@ -4,12 +4,12 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
-use super::signup::{self, Table, Trigger};
+use super::signup::{self, Function, Table, Trigger};
 use super::{Registry, Worker, field, grants, parts};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, migrate, quote};
+use crate::pg::{Doing, Executor, History, Server, admin, migrate, quote};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ impl Registry {
         }
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
         }
         if !identity.users_held || another_table {
             hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
@@ -97,7 +97,7 @@ impl Registry {
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
-            put_trigger(&session, &table, notify, &mut changes, &mut notes).await?;
+            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
             if !identity.users_held {
                 hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
             }
@@ -128,15 +128,28 @@ impl Registry {
         worker.registry(server, identity.id)
     }
 
-    /// Takes the registry, the function and with it the triggers away. The tenants' databases stay.
+    /// Takes the registry, the function and with it the triggers away, then templates and spares. The tenants' databases stay. Returns the names
+    /// of the databases that were dropped.
     ///
     /// # Errors
-    /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed.
-    pub async fn remove(server: &Server) -> Result<()> {
+    /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed. Those of a DROP DATABASE: the
+    /// error names the databases that are left, which nothing knows any more.
+    pub async fn remove(server: &Server) -> Result<Vec<String>> {
         let session = server.connect(None, "tenantd:setup").await?;
+        // Of a registry that was made for another database they are not ours.
+        let whole = parts::missing(&session).await?.is_empty();
+        let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
+        let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
         signup::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await
-            .map_err(|error| error.context("remove schema tenantd"))
+            .map_err(|error| error.context("remove schema tenantd"))?;
+        // Nobody can be given one any more. One that was a moment ago has another name by now.
+        for (nth, name) in made.iter().enumerate() {
+            admin::drop_database(&session, name)
+                .await
+                .map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
+        }
+        Ok(made)
     }
 }
 
@@ -144,11 +157,11 @@ impl Registry {
 async fn put_trigger(
     client: &Client,
     table: &Table,
-    notify: bool,
+    function: Function<'_>,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    if signup::install_function(client, table, notify).await? {
+    if signup::install_function(client, table, function).await? {
         changes.push("made the function tenantd.signup()".to_owned());
     }
     for on in &table.triggers_on {

@@ -9,10 +9,11 @@ use crate::pg::Doing;
 
 const TABLES: [&str; 8] =
     ["migration", "registry", "tenant", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
-const FUNCTIONS: [&str; 4] = [
+const FUNCTIONS: [&str; 5] = [
     "wait(text, interval)",
     "request_again(text[])",
     "name_spare(text, text, text, text)",
+    "hand_over_at_commit(text[], text, text)",
     "hand_over(text[], bigint[], text, text[], text[], text, text)",
 ];
 
@@ -37,4 +38,17 @@ pub(super) async fn forget_history(client: &Client, missing: &[String]) -> Resul
         sql.push_str("update tenantd.registry set users_held_at = null;");
     }
     client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
+}
+
+/// The templates and spares that are there.
+pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
+    let rows = client
+        .query_typed(
+            "select d.datname::text as name from pg_database d
+             where d.datname in (select name from tenantd.spare union all select name from tenantd.template) order by 1",
+            &[],
+        )
+        .await
+        .doing(|| "look for templates and spares".to_owned())?;
+    rows.iter().map(|row| field(row, "name")).collect()
 }

@@ -33,7 +33,7 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
         sql.push_str(&migration.sql);
         sql.push('\n');
     }
-    sql.push_str(&signup::function_sql(&id, notify));
+    sql.push_str(&signup::Function::of(config, &id, notify).sql());
     for on in table.map_or(std::slice::from_ref(&name), |table| table.triggers_on.as_slice()) {
         sql.push_str(&signup::trigger_sql(on, table.is_some_and(|table| table.by_row), false));
     }

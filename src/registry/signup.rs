@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 
 use super::claim::damaged;
 use super::field;
-use crate::config::Signup;
+use crate::config::{Config, Handover, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
 
@@ -107,22 +107,72 @@ fn check_column(name: &str, column: &str, kind: Option<&str>, category: Option<&
     Ok(())
 }
 
-/// The trigger function's body for this table.
-#[must_use]
-pub fn function_body(id: &str, notify: bool) -> String {
-    let ring = if notify { include_str!("sql/ring.sql") } else { "" };
-    include_str!("sql/signup.sql").replace("{id}", id).replace("{ring}", ring)
+/// What the trigger function depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Function<'a> {
+    /// The quoted id column.
+    pub id: &'a str,
+    /// Whether signups may ring.
+    pub notify: bool,
+    /// Whether signups get their spare at their own commit.
+    pub hand_over: Option<HandOver<'a>>,
 }
 
-/// The statement that makes the trigger function.
-#[must_use]
-pub fn function_sql(id: &str, notify: bool) -> String {
-    format!(
-        "create or replace function tenantd.signup() returns trigger language plpgsql security definer\n\
-         set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas $tenantd${}$tenantd$;\n\
-         revoke all on function tenantd.signup() from public;\n",
-        function_body(id, notify)
-    )
+/// What the trigger needs to know to hand a spare over by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct HandOver<'a> {
+    /// Begins the name of every tenant's database.
+    pub prefix: &'a str,
+    /// The role that owns them.
+    pub owner: &'a str,
+}
+
+impl<'a> Function<'a> {
+    /// As the settings want it, for the quoted column `id`.
+    #[must_use]
+    pub fn of(config: &'a Config, id: &'a str, notify: bool) -> Self {
+        let owner = config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user());
+        let hand_over = HandOver { prefix: &config.tenant.prefix, owner };
+        let at_commit = config.signup.handover == Handover::Commit;
+        Function { id, notify, hand_over: at_commit.then_some(hand_over) }
+    }
+
+    /// Its body.
+    #[must_use]
+    pub fn body(&self) -> String {
+        let ring = if self.notify { include_str!("sql/ring.sql") } else { "" };
+        let (declare, before, after, count, hand_over) = match self.hand_over {
+            None => ("", "", "", "get diagnostics written = row_count;", String::new()),
+            Some(HandOver { prefix, owner }) => (
+                "    keys text[];\n",
+                "with fresh as (",
+                " returning key)\n            select array_agg(fresh.key) into keys from fresh",
+                "written := coalesce(cardinality(keys), 0);",
+                include_str!("sql/hand_over.sql")
+                    .replace("{prefix}", &quote::literal(prefix))
+                    .replace("{owner}", &quote::literal(owner)),
+            ),
+        };
+        include_str!("sql/signup.sql")
+            .replace("{declare}", declare)
+            .replace("{before}", before)
+            .replace("{after}", after)
+            .replace("{count}", count)
+            .replace("{hand_over}", &hand_over)
+            .replace("{ring}", ring)
+            .replace("{id}", self.id)
+    }
+
+    /// The statement that makes it.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!(
+            "create or replace function tenantd.signup() returns trigger language plpgsql security definer\n\
+             set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas $tenantd${}$tenantd$;\n\
+             revoke all on function tenantd.signup() from public;\n",
+            self.body()
+        )
+    }
 }
 
 /// The statement that puts the trigger on `on`. It never changes: a role with TRIGGER alone could not drop the trigger, only replace it.
@@ -137,22 +187,19 @@ pub fn trigger_sql(on: &str, by_row: bool, replace: bool) -> String {
 ///
 /// # Errors
 /// The function could not be made.
-pub async fn install_function(client: &Client, table: &Table, notify: bool) -> Result<bool> {
+pub async fn install_function(client: &Client, table: &Table, function: Function<'_>) -> Result<bool> {
     let doing = || "look at the function tenantd.signup()".to_owned();
     let same = client
         .query_typed_opt(
             "select from pg_proc p where p.oid = to_regprocedure('tenantd.signup()') and p.prosecdef and p.prosrc = $1
              and p.proconfig @> array['search_path=pg_catalog, pg_temp', 'lock_timeout=200ms']
              and not has_function_privilege('public', p.oid, 'execute')",
-            &[(&function_body(&table.id, notify), Type::TEXT)],
+            &[(&function.body(), Type::TEXT)],
         )
         .await
         .doing(doing)?;
     if same.is_none() {
-        client
-            .batch_execute(&function_sql(&table.id, notify))
-            .await
-            .doing(|| "make the function tenantd.signup()".to_owned())?;
+        client.batch_execute(&function.sql()).await.doing(|| "make the function tenantd.signup()".to_owned())?;
     }
     // Whoever adds a partition puts our trigger on it, and must be allowed to: else the application could add none.
     let owner = client

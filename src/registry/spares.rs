@@ -215,7 +215,8 @@ impl Registry {
     pub async fn withdraw_spare(&self, spare: &str) -> Result<bool> {
         let withdrawn = self
             .execute(
-                "update tenantd.spare set made_at = null, maker = null where name = $1 and key is null",
+                "update tenantd.spare set made_at = null, maker = null
+                 where name = (select name from tenantd.spare where name = $1 and key is null for update skip locked)",
                 &[(&spare, Type::TEXT)],
                 || format!("withdraw the spare {spare:?}"),
             )

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod at_commit;
 mod claims;
 mod conflicts;
 mod connect;

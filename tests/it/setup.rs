@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tenantd::migrations::embedded;
 
-use crate::fleet::{Fleet, config};
+use crate::fleet::{Fleet, config, oid};
 use crate::sql::{one, refused, run, stands, tenants};
 use crate::support::daemon::{Output, Program};
 use crate::support::database::TestDatabase;
@@ -102,7 +102,7 @@ async fn users_from_before_are_held_until_backfill() {
     database.finish().await;
 }
 
-/// Goal: `--remove` takes the registry and nothing else, and not unasked. Method: without a terminal, then with --yes; sign up afterwards.
+/// Goal: `--remove` takes the registry and what it made for nobody, and nothing else, and not unasked. Method: without a terminal, then with --yes; sign up afterwards.
 #[tokio::test]
 async fn remove_takes_the_registry_and_leaves_the_tenants() {
     let database = TestDatabase::new().await;
@@ -114,8 +114,12 @@ async fn remove_takes_the_registry_and_leaves_the_tenants() {
     assert_eq!(unasked.code(), 2, "{unasked:?}");
     assert!(unasked.stderr.contains("hint: add --yes") && stands(&database, &key).await.is_some(), "{unasked:?}");
 
-    assert!(well(&program.run(&["setup", "--remove", "--yes"]).await).contains("the tenants' databases stay"));
     let admin = database.superuser().await;
+    let template: String = admin.query_one("select name from tenantd.template", &[]).await.expect("a template").get(0);
+    let removed = program.run(&["setup", "--remove", "--yes"]).await;
+    let removed = well(&removed);
+    assert!(removed.contains("1 database of templates and spares; the tenants' databases stay"), "{removed}");
+    assert_eq!(oid(&database, &template).await, None);
     let left = "select to_regnamespace('tenantd') is not null or exists (select from pg_trigger where tgname = 'tenantd_signup')";
     assert!(!one::<bool>(&admin, left).await);
     assert_eq!(database.tenant_databases().await, [database.tenant_name(&key)]);

@@ -233,7 +233,11 @@ async fn extensions_are_made_once_in_the_template() {
     let advice = error.advice().expect("what to do");
     let unfinished = fleet.registry().templates().await.expect("templates");
     let name = &unfinished.iter().find(|template| template.completed.is_none()).expect("begun").name;
-    assert!(advice.contains("\"tenantd\"") && advice.contains(name.as_str()), "{advice}");
+    assert!(
+        error.chain().contains("role \"tenantd\"") && advice.contains(name.as_str()),
+        "{}: {advice}",
+        error.chain()
+    );
     let second = database.sign_up("two@example.org").await;
     let report = fleet.sweep().await;
     assert_eq!(report.made, 1, "the last good one serves: {report:?}");

@@ -2,7 +2,7 @@
 declare
     wanted bigint := 1;
     written bigint;
-begin
+{declare}begin
     -- One wait a transaction: after the first failure nothing is tried again.
     if current_setting('tenantd.gave_up', true) = 'on' then
         return null;
@@ -19,22 +19,22 @@ begin
             if wanted = 0 then
                 return null;
             end if;
-            insert into tenantd.tenant (key)
+            {before}insert into tenantd.tenant (key)
             select concat(added.{id}) from added where added.{id} is not null
-            on conflict (key) do nothing;
-            get diagnostics written = row_count;
+            on conflict (key) do nothing{after};
+            {count}
             if written < wanted then
                 written := written + tenantd.request_again(array(select concat(added.{id}) from added));
             end if;
         else
-            insert into tenantd.tenant (key) select concat(new.{id}) where new.{id} is not null
-            on conflict (key) do nothing;
-            get diagnostics written = row_count;
+            {before}insert into tenantd.tenant (key) select concat(new.{id}) where new.{id} is not null
+            on conflict (key) do nothing{after};
+            {count}
             if written < wanted then
                 written := tenantd.request_again(array[concat(new.{id})]);
             end if;
         end if;
-{ring}    exception when others then
+{hand_over}{ring}    exception when others then
         perform set_config('tenantd.gave_up', 'on', true);
         raise warning 'tenantd: the signup is kept; its tenant will be found by the next sweep: %', sqlerrm using errcode = sqlstate;
     end;
