@@ -75,7 +75,7 @@ async fn at_once(size: Size) -> Vec<Measure> {
     let daemon = stage.daemon(&stage.with_spares(2 * CROWD, 2 * CROWD)).await;
     let mut ours = Samples::default();
     // Twice as many are wanted, so that the first half is made without pauses and the rest goes on being made meanwhile.
-    for round in 1..=size.pick(2, 5) {
+    for round in 1..=size.pick(1, 5) {
         stage.spares(CROWD).await;
         let keys = stage.sign_up(CROWD).await;
         stage.ready(CROWD * round).await;
