@@ -35,7 +35,7 @@ async fn one_by_one(size: Size) -> Vec<Measure> {
     let (rounds, signups) = size.pick((5, 16), (10, 30));
     for _ in 0..rounds {
         let (mut keys, mut hearing) = (Vec::new(), Vec::new());
-        stage.spares(SPARES).await;
+        stage.spares(SPARES * 3 / 4).await;
         for _ in 0..signups {
             tokio::time::sleep(pause()).await;
             let (key, committed, _) = application.sign_up().await;
