@@ -105,7 +105,8 @@ create table if not exists tenantd.spare (
     created_at timestamptz not null default now()
 );
 
--- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over.
+-- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over. Whoever takes one locks its row in
+-- the table and asks there again whether it is free: after a lock, what the view says is what was before.
 create or replace view tenantd.spares_at_hand as
 select s.name, s.template, s.migration_set, s.version, s.access, s.database_oid, s.made_at, p.completed_at,
        pg_get_userbyid(d.datdba)::text as owner
@@ -163,7 +164,7 @@ begin
             where s.name = hand_over.wanted and s.key = tenant.key and s.attempt = tenant.attempt for update of s;
         elsif not none then
             select s.* into taken from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
-            where h.owner = hand_over.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
+            where s.key is null and s.made_at is not null and h.owner = hand_over.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
             order by h.completed_at desc nulls last, s.made_at limit 1 for update of s skip locked;
         end if;
         none := none or not found;
@@ -208,7 +209,8 @@ begin
             if before + handed > 0 then
                 -- Counted with locks that are given back at once, so that what other open signups hold does not count.
                 begin
-                    perform from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name for update of s skip locked;
+                    perform from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
+                    where s.key is null and s.made_at is not null for update of s skip locked;
                     get diagnostics left_over = row_count;
                     raise exception using errcode = 'TD000';
                 exception when sqlstate 'TD000' then
@@ -216,7 +218,8 @@ begin
                 exit when (before + handed + 1) * 4 > left_over + before + handed;
             end if;
             select s.name into taken from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
-            where h.owner = hand_over_at_commit.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
+            where s.key is null and s.made_at is not null
+              and h.owner = hand_over_at_commit.owner and pg_stat_get_db_numbackends(h.database_oid) = 0
               and pg_stat_get_db_xact_commit(h.database_oid) + pg_stat_get_db_xact_rollback(h.database_oid) = 0
               and not exists (select from pg_prepared_xact() x where x.dbid = h.database_oid)
             order by h.completed_at desc nulls last, s.made_at limit 1 for update of s skip locked;

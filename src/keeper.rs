@@ -158,7 +158,7 @@ impl Keeper {
         if !memory.keeps {
             return Ok(ANOTHER_KEEPS);
         }
-        self.act(context, action, memory).await?;
+        Box::pin(self.act(context, action, memory)).await?;
         Ok(Duration::ZERO)
     }
 
@@ -195,7 +195,7 @@ impl Keeper {
             Action::Discard(spare) => {
                 memory.not_before = Instant::now() + BETWEEN_DROPS;
                 memory.spares = memory.spares.saturating_sub(1);
-                match discard_spare(context, &spare).await {
+                match self.unless_stopped(discard_spare(context, &spare)).await {
                     Err(error) if is_in_the_way(&error) => {
                         tracing::warn!(
                             spare,
@@ -210,7 +210,7 @@ impl Keeper {
             }
             Action::Drop(template) => {
                 memory.not_before = Instant::now() + BETWEEN_DROPS;
-                match drop_template(context, &template).await {
+                match self.unless_stopped(drop_template(context, &template)).await {
                     Ok(()) => tracing::info!(template = template.name, "template dropped: nothing needs it any more"),
                     Err(error) if error.kind() == Kind::Conflict => {
                         tracing::warn!(error = error.chain(), hint = error.advice(), "template forgotten");
@@ -227,6 +227,12 @@ impl Keeper {
                 Ok(())
             }
         }
+    }
+
+    /// A DROP DATABASE waits until every session of the server has taken notice, a hanging one too: the daemon's end does not wait for that. What is
+    /// half dropped then goes by the next sweep.
+    async fn unless_stopped(&self, dropping: impl Future<Output = Result<()>>) -> Result<()> {
+        self.stop.run_until_cancelled(dropping).await.unwrap_or(Ok(()))
     }
 
     /// A failure that is recorded with the template is tried again when that says so; others by the loop.

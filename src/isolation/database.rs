@@ -155,7 +155,7 @@ impl<'a> DatabaseIsolation<'a> {
                     tracing::warn!(
                         spare = busy.name,
                         error = error.chain(),
-                        "somebody is in a spare; it is passed over for a while"
+                        "a spare could not be handed over; it is passed over for a while"
                     );
                     self.registry.pass_over_spare(&busy.name).await?;
                     self.make(claim, desired).await?;
@@ -176,12 +176,12 @@ impl<'a> DatabaseIsolation<'a> {
                 Ok(())
             }
             Some(Handed::Failed(_, error)) => Err(error),
+            Some(Handed::NoSpare) => {
+                Err(Error::new(Kind::InUse, format!("the spare {spare:?} went to another before the hand-over")))
+            }
             _ => Err(Error::new(
                 Kind::LeaseLost,
-                format!(
-                    "attempt {} of tenant {} lost its lease or its spare before the hand-over",
-                    claim.attempt, claim.key
-                ),
+                format!("attempt {} of tenant {} lost its lease before the hand-over", claim.attempt, claim.key),
             )),
         }
     }

@@ -30,11 +30,11 @@ pub struct Naming<'a> {
 pub enum Handed {
     /// It is ready.
     Ready,
-    /// There was no spare for it.
+    /// There was no spare for it, or the one that was named is not its own any more.
     NoSpare,
     /// This spare could not become its database, and is left alone for a while.
     Failed(String, Error),
-    /// Its lease or, where one was named, its spare was lost.
+    /// Its lease was lost.
     LeaseLost,
 }
 

@@ -97,7 +97,7 @@ impl Registry {
             .query(
                 "update tenantd.spare s set key = $1, attempt = $2
                  where s.name = (select one.name from tenantd.spare one join tenantd.spares_at_hand h on h.name = one.name
-                                 where h.owner = $3 order by h.completed_at desc nulls last, h.made_at limit 1 for update of one skip locked)
+                                 where one.key is null and one.made_at is not null and h.owner = $3 order by h.completed_at desc nulls last, h.made_at limit 1 for update of one skip locked)
                  and exists (select from tenantd.tenant t
                              where t.key = $1 and t.attempt = $2 and t.leased_by = $4 and t.leased_until > now())
                  returning s.name",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tenantd::error::Kind;
-use tenantd::provision::spare::make_spare;
+use tenantd::provision::spare::{discard_spare, make_spare};
 use tenantd::provision::{Outcome, fresh, reconcile, template};
 use tenantd::registry::claim::{Claim, Most};
 use tenantd::tenant::Marker;
@@ -119,6 +119,47 @@ async fn two_daemons_race_for_the_last_spare() {
     assert_eq!(names(&client, oids).await.len(), 10);
     assert!(names(&client, "select name from tenantd.spare").await.is_empty());
     drop(client);
+    for fleet in fleets {
+        fleet.close().await;
+    }
+    database.finish().await;
+}
+
+/// Goal: a spare that is taken for one tenant is not named for another at the same moment: after a lock is had, what was seen before it is old. Method:
+/// both ways of taking at once, again and again, since nobody can stand in between.
+#[tokio::test]
+async fn the_two_ways_of_taking_never_take_the_same() {
+    let database = TestDatabase::new().await;
+    let fleets = [stocked(&database, 0).await, Fleet::install(&database, &[("spares.max", "4")]).await];
+    for round in 0..30 {
+        stock_one(&fleets[0]).await;
+        let mut claims = Vec::new();
+        for (number, fleet) in fleets.iter().enumerate() {
+            database.sign_up(&format!("{round}-{number}@example.org")).await;
+            claims.push(claim(fleet).await);
+        }
+        let second = claims.pop().expect("two").remove(0);
+        let first = claims.pop().expect("one");
+        let (named, taken) = tokio::join!(
+            fresh::hand_over(&fleets[0].context, first),
+            fleets[1].registry().take_spare(&second, "tenant_owner"),
+        );
+        let taken = taken.expect("an answer");
+        assert_eq!(named.0.len() + usize::from(taken.is_some()), 1, "round {round}: {:?} and {taken:?}", named.0);
+        for claim in named.1 {
+            let outcome = reconcile(&fleets[0].context, claim).await.outcome;
+            assert!(matches!(outcome, Outcome::Ready { made: true, .. }), "{outcome:?}");
+        }
+        // What was taken and not used is for anyone again once its tenant's attempt has ended.
+        fleets[1].registry().release(&second, Duration::ZERO).await.expect("give back");
+        fleets[1].registry().put_down(&second);
+        fleets[1].sweep().await;
+        let client = database.superuser().await;
+        execute(&database, "delete from tenantd.spare where made_at is null").await;
+        for spare in names(&client, AT_HAND).await {
+            discard_spare(&fleets[0].context, &spare).await.expect("discard");
+        }
+    }
     for fleet in fleets {
         fleet.close().await;
     }
