@@ -153,7 +153,7 @@ pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended
     }
     reach(Point::Looked);
     let done: Vec<_> = unrecorded.iter().map(|tenant| (&tenant.claim, &tenant.done)).collect();
-    let recorded = context.registry.record_all_done(&done).await;
+    let recorded = context.registry.record_all_done(&done).instrument(step_span("record")).await;
     let outcomes: Vec<Outcome> = match recorded {
         Ok(recorded) => {
             let outcome = |(tenant, recorded): (&Unrecorded, Result<()>)| match recorded {
@@ -188,7 +188,7 @@ fn end(context: &Context, claim: &Claim, outcome: Outcome, began: Instant) -> En
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Worked, Failure> {
     reach(Point::Claimed);
-    let name = name(context, &mut claim).await.map_err(at("name"))?;
+    let name = name(context, &mut claim).instrument(step_span("name")).await.map_err(at("name"))?;
     let access = context.access();
     let marker = Marker::of(context.registry.id, &claim.key).to_string();
     let desired = Desired {
@@ -231,7 +231,8 @@ async fn approach(
 ) -> std::result::Result<Worked, Failure> {
     let mut migrated = Vec::new();
     for _ in 0..LOOKS {
-        let observed = isolation.observe(claim, desired).await.map_err(of_tenant).map_err(at("observe"))?;
+        let observing = isolation.observe(claim, desired).instrument(step_span("observe"));
+        let observed = observing.await.map_err(of_tenant).map_err(at("observe"))?;
         let here = observed.database.is_some();
         let whole = observed.database.as_ref().is_some_and(|database| database.applied.is_some());
         let steps = plan(desired, &observed).map_err(at("plan"))?;
@@ -240,11 +241,10 @@ async fn approach(
         }
         for step in &steps {
             still_leased(claim, until).map_err(at(step.word()))?;
-            let span = tracing::debug_span!("step", step = step.word());
             if *step == Step::Make {
                 brake(context).await.map_err(at(step.word()))?;
             }
-            let applied = isolation.apply(claim, desired, step).instrument(span).await;
+            let applied = isolation.apply(claim, desired, step).instrument(step_span(step.word())).await;
             if let Err(error) = applied {
                 // Of several migrations the first may be in, and usable.
                 let version = if here && matches!(step, Step::Migrate(_)) { isolation.version().await } else { None };
@@ -268,6 +268,11 @@ async fn approach(
         Kind::Other,
         format!("the tenant does not come to rest: after {LOOKS} looks there is still something to do"),
     )))
+}
+
+/// What a trace of a reconcile is made of. The words are those of `error_step`.
+fn step_span(step: &'static str) -> tracing::Span {
+    tracing::debug_span!("step", step)
 }
 
 /// Refuses to make a database that the brakes do not allow.

@@ -40,7 +40,7 @@ const ROWS: [(&str, &[&str]); 7] = [
 const FUNCTION_LINES: usize = 70;
 const FILE_LINES: usize = 400;
 
-const TOP_LEVEL: [&str; 19] = [
+const TOP_LEVEL: [&str; 20] = [
     "Cargo.toml",
     "Cargo.lock",
     "src",
@@ -50,6 +50,7 @@ const TOP_LEVEL: [&str; 19] = [
     "tests",
     "systemd",
     "README.md",
+    "BENCH.md",
     "benches",
     "examples",
     "docs",

@@ -223,8 +223,9 @@ impl TestServer {
         connect(config, Some(tls)).await
     }
 
-    /// What a connection over TLS is made with; `listening` makes one by itself.
-    pub(super) fn verified(&self, role: &str, password: &str, database: &str) -> (Config, MakeTlsConnector) {
+    /// What a connection over TLS is made with, for whoever makes one by itself.
+    #[must_use]
+    pub fn verified(&self, role: &str, password: &str, database: &str) -> (Config, MakeTlsConnector) {
         let root = fs::read(self.authority.root()).expect("read the root");
         let root = native_tls::Certificate::from_pem(&root).expect("a certificate");
         let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
@@ -247,7 +248,8 @@ impl TestServer {
     }
 
     /// One of the server's programs, as the server's user.
-    fn program(&self, name: &str) -> Command {
+    #[must_use]
+    pub fn program(&self, name: &str) -> Command {
         // QUIT, not KILL: the postmaster takes its children and its shared memory with it.
         let mut command = mortal("QUIT", self.user.as_deref(), self.programs.join(name));
         // Readable for the server's user, unlike the directory this process may stand in.
@@ -352,7 +354,8 @@ async fn connect(mut config: Config, tls: Option<MakeTlsConnector>) -> Result<Cl
 }
 
 /// The folder with `initdb` and `postgres`: `$TENANTD_TEST_PG_BIN`, else the newest under /usr/lib/postgresql.
-fn programs() -> PathBuf {
+#[must_use]
+pub fn programs() -> PathBuf {
     if let Some(named) = std::env::var_os("TENANTD_TEST_PG_BIN").map(PathBuf::from) {
         assert!(named.join("initdb").exists(), "TENANTD_TEST_PG_BIN is {}, but there is no initdb", named.display());
         return named;
