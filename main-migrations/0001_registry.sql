@@ -20,12 +20,26 @@ create table if not exists tenantd.registry (
     created_at timestamptz not null default now()
 );
 
+-- As domains and not as checks of the table: those cost every signup a little, these nothing, since its row has the defaults.
+do $$
+begin
+    create domain tenantd.state as text check (value in ('requested', 'ready', 'deleting', 'deleted'));
+exception when duplicate_object then null;
+end
+$$;
+do $$
+begin
+    create domain tenantd.work as text check (value in ('idle', 'due', 'failing', 'parked', 'held'));
+exception when duplicate_object then null;
+end
+$$;
+
 -- One row a tenant. `state` is what the application may rely on, `work` what the daemon has still to do.
 create table if not exists tenantd.tenant (
     key text primary key,
     name text,
-    state text not null default 'requested' check (state in ('requested', 'ready', 'deleting', 'deleted')),
-    work text not null default 'due' check (work in ('idle', 'due', 'failing', 'parked', 'held')),
+    state tenantd.state not null default 'requested',
+    work tenantd.work not null default 'due',
     attempt bigint not null default 0,
     failures integer not null default 0,
     due_at timestamptz not null default now(),
