@@ -280,6 +280,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
             Signup { poll: old.signup.poll, backfill: old.signup.backfill, ..new.signup.clone() } != old.signup,
         ),
         ("work.parallel", old.work.parallel != new.work.parallel),
+        ("work.connections", old.work.connections != new.work.connections),
         ("http.listen", old.http != new.http),
         ("log.format", old.log.format != new.log.format),
     ];
@@ -293,7 +294,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) {
     new.main = old.main.clone();
     let (poll, backfill) = (new.signup.poll, new.signup.backfill);
     new.signup = Signup { poll, backfill, ..old.signup.clone() };
-    new.work.parallel = old.work.parallel;
+    (new.work.parallel, new.work.connections) = (old.work.parallel, old.work.connections);
     new.http = old.http;
     new.log.format = old.log.format;
 }

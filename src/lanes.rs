@@ -120,7 +120,7 @@ impl Lanes {
             lanes.freed.notify_one();
         };
         // What is broken off at the end failed nobody: it is taken up by the next daemon, and not told.
-        self.tasks.spawn("lane", self.tasks.cancelled().run_until_cancelled_owned(work));
+        self.tasks.spawn_until_cancelled("lane", work);
     }
 
     /// Starts the work on `claims`. What finds no free lane goes back at once: a spare that was counted on was gone.

@@ -15,6 +15,10 @@
 //! Level-triggered: whatever wakes the daemon only says "look". The registry row is the truth. Signup, retry, sweep and `--sweep-once`
 //! are several ways in and one way through: [`provision::reconcile`], the only way a tenant ever changes.
 //!
+//! Its last step for a new tenant, the hand-over, is one function of the registry, `tenantd.hand_over`: it marks, names and opens a database that was made
+//! under a random name, and records the tenant ready, all or nothing. A fresh signup for which a spare is at hand needs no other step, so
+//! [`provision::fresh`] calls it for many at once; with `signup.handover = "commit"` the trigger does the same within the signup's transaction.
+//!
 //! # States
 //!
 //! `state` is what the application may rely on, `work` what the daemon has still to do:
@@ -64,7 +68,7 @@
 //!
 //! # Read in this order
 //!
-//! [`tenant`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`]
+//! [`tenant`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`],
 //! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
 //! [`spares`] and [`keeper`] (what is made ahead of time), [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 

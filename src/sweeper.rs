@@ -146,7 +146,7 @@ impl Sweeper {
                 chosen = report.chosen,
                 made = report.made,
                 migrated = report.migrated,
-                failed = report.failed.len(),
+                failed = report.failures,
                 busy = report.busy,
                 strays = report.strays,
                 seconds = report.took.as_secs_f64(),

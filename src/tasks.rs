@@ -56,6 +56,23 @@ impl Tasks {
         }))
     }
 
+    /// As [`Tasks::spawn`], for a task that is dropped when everything must end now. The end is looked at before the task: what breaks with it,
+    /// a connection say, shall not look like a failure to the task.
+    pub fn spawn_until_cancelled(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let cancelled = self.cancelled();
+        self.spawn(name, async move {
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => {}
+                () = task => {}
+            }
+        })
+    }
+
     /// Cancelled when everything must end now.
     #[must_use]
     pub fn cancelled(&self) -> CancellationToken {
@@ -81,6 +98,12 @@ mod tests {
         let cancelled = tasks.cancelled();
         tasks.spawn("polite", async move { cancelled.cancelled().await });
         tasks.spawn("stubborn", std::future::pending::<()>());
+        let ending = tasks.cancelled();
+        let broken = tasks.spawn_until_cancelled("broken with the end", async move {
+            ending.cancelled().await;
+            panic!("polled after the end");
+        });
         assert_eq!(tasks.stop(Duration::from_secs(1)).await, vec!["stubborn"]);
+        assert!(broken.await.is_ok());
     }
 }

@@ -20,9 +20,6 @@ use crate::pg::Server;
 use crate::registry::Worker;
 use crate::tasks::Tasks;
 
-/// Connections to the main database besides those of the lanes.
-const SPARE_CONNECTIONS: usize = 4;
-
 /// How a command ended, as scripts see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
@@ -85,7 +82,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let config = &loaded.config;
-    let server = Server::new(config.main.clone(), tasks.clone());
+    let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
     let set = migration_set(config)?;
     let status = match &cli.command {
         Some(Command::Setup(arguments)) => {
@@ -129,5 +126,5 @@ pub fn migration_set(config: &Config) -> Result<MigrationSet> {
 /// This process, as it shows itself to the main database.
 #[must_use]
 pub fn worker(config: &Config, role: &str) -> Worker {
-    Worker::new(role, &crate::config::host_name(), config.work.parallel + config.sweep.parallel + SPARE_CONNECTIONS)
+    Worker::new(role, &crate::config::host_name(), config.bounds().pool)
 }

@@ -9,7 +9,7 @@ use super::{ExitStatus, output};
 use crate::error::{Error, Result};
 use crate::sweep::{Failed, Report};
 
-/// Writes what a sweep did: each tenant that failed, then the totals; or one object.
+/// Writes what a sweep did: the tenants that failed, the first hundred of them with why, then the totals; or one object.
 ///
 /// Returns [`ExitStatus::Well`] when every tenant is as it should be, [`ExitStatus::Unreachable`] when the main database was lost on the
 /// way, else [`ExitStatus::Findings`].
@@ -42,8 +42,9 @@ fn object(report: &Report) -> Value {
         "ready": report.ready,
         "made": report.made,
         "migrated": report.migrated,
+        "failures": report.failures,
         "failed": report.failed.iter().map(failed).collect::<Vec<_>>(),
-        "parked": parked(report),
+        "parked": report.parked,
         "busy": report.busy,
         "newer": report.newer,
         "braked": report.braked,
@@ -57,10 +58,6 @@ fn object(report: &Report) -> Value {
     })
 }
 
-fn parked(report: &Report) -> usize {
-    report.failed.iter().filter(|failed| failed.parked).count()
-}
-
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
     let idle = report.chosen == 0 && report.requested == 0 && report.strays == 0;
@@ -72,12 +69,14 @@ fn lines(report: &Report) -> String {
         let word = if *parked { "parked" } else { "failed" };
         let _ = writeln!(text, "{} {word}: {}", output::line(key), in_full(error));
     }
-    let Report { chosen, ready, made, migrated, failed, .. } = report;
+    let Report { chosen, ready, made, migrated, failures, parked, failed, .. } = report;
+    let more = failures.saturating_sub(failed.len());
+    if more > 0 {
+        let _ = writeln!(text, "{more} more failed: `tenantd status` and the view tenantd.tenants say why");
+    }
     let _ = writeln!(
         text,
-        "swept in {took}: {chosen} chosen, {ready} ready ({made} made, {migrated} migrated), {} failed ({} of them parked)",
-        failed.len(),
-        parked(report)
+        "swept in {took}: {chosen} chosen, {ready} ready ({made} made, {migrated} migrated), {failures} failed ({parked} of them parked)"
     );
     text + &besides(report)
 }
@@ -170,6 +169,8 @@ mod tests {
             made: 1,
             migrated: 3,
             ready: 5,
+            failures: 3,
+            parked: 1,
             failed: vec![
                 Failed { key: "a".to_owned(), error: migration, parked: false },
                 Failed { key: "b\n\u{1b}[2J".to_owned(), error: conflict, parked: true },
@@ -211,6 +212,16 @@ swept in 1.2 s: 9 chosen, 5 ready (1 made, 3 migrated), 3 failed (1 of them park
 1 half-made database dropped
 ";
         assert_eq!(shown(&failing()), (expected.to_owned(), ExitStatus::Findings));
+    }
+
+    #[test]
+    fn failures_that_are_not_kept_are_counted() {
+        let report = Report { failures: 5, ..failing() };
+        let (text, status) = shown(&report);
+        let totals = text.lines().skip_while(|line| !line.contains("more")).take(2).collect::<Vec<_>>();
+        assert_eq!(totals[0], "2 more failed: `tenantd status` and the view tenantd.tenants say why");
+        assert!(totals[1].ends_with("5 failed (1 of them parked)"), "{text}");
+        assert_eq!(status, ExitStatus::Findings);
     }
 
     #[test]
@@ -260,6 +271,7 @@ ended early by the server: no answer
             "ready",
             "made",
             "migrated",
+            "failures",
             "parked",
             "busy",
             "newer",
@@ -269,7 +281,7 @@ ended early by the server: no answer
             "users_without_tenant",
         ]
         .map(|name| shown[name].as_i64().unwrap());
-        assert_eq!(numbers, [9, 5, 1, 3, 1, 1, 1, 2, 0, 1, 2]);
+        assert_eq!(numbers, [9, 5, 1, 3, 3, 1, 1, 1, 2, 0, 1, 2]);
         assert_eq!(shown["duration_seconds"], 1.234);
         assert_eq!((&shown["server_failure"], &shown["users_unread"]), (&Value::Null, &Value::Null));
     }

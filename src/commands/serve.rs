@@ -39,7 +39,7 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
     let config = Arc::new(loaded.config);
     let conditions = Conditions::new();
     let shared = Shared {
-        server: Server::new(config.main.clone(), tasks.clone()),
+        server: Server::bounded(config.main.clone(), config.bounds(), tasks.clone()),
         worker: worker(&config, "daemon"),
         metrics: Metrics::new(&conditions),
         conditions,

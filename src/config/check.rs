@@ -22,6 +22,11 @@ const LONGEST: Duration = Duration::from_hours(365 * 24);
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 /// Each one at work holds a connection.
 const MOST_PARALLEL: u32 = 1000;
+/// The doorbell and what else stands apart takes five; two for the pool, so that one statement that hangs does not stop all; three for
+/// tenants, since a migration without a transaction takes a second one.
+const FEWEST_CONNECTIONS: u32 = 10;
+/// More than a server of this kind has.
+const MOST_CONNECTIONS: u32 = 10_000;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const FORMATS: [(&str, LogFormat); 4] = [
     ("auto", LogFormat::Auto),
@@ -48,6 +53,7 @@ pub(super) fn check(
     let spares = check.spares(&raw.spares, signup.handover);
     let work = Work {
         parallel: check.parallel("work.parallel", raw.work.parallel),
+        connections: check.between("work.connections", raw.work.connections, FEWEST_CONNECTIONS, MOST_CONNECTIONS),
         lease: check.duration("work.lease", &raw.work.lease, SHORTEST_LEASE),
         shutdown: check.duration("work.shutdown", &raw.work.shutdown, Duration::ZERO),
     };
@@ -202,8 +208,12 @@ impl Check<'_> {
     }
 
     fn parallel(&mut self, key: &str, number: u32) -> usize {
-        if !(1..=MOST_PARALLEL).contains(&number) {
-            self.refuse(key, format!("{number} is not between 1 and {MOST_PARALLEL}"));
+        self.between(key, number, 1, MOST_PARALLEL)
+    }
+
+    fn between(&mut self, key: &str, number: u32, least: u32, most: u32) -> usize {
+        if !(least..=most).contains(&number) {
+            self.refuse(key, format!("{number} is not between {least} and {most}"));
         }
         number as usize
     }

@@ -119,10 +119,41 @@ pub struct Spares {
 pub struct Work {
     /// Tenants made or mended at the same time by signups and retries.
     pub parallel: usize,
+    /// The most connections to the server, all together.
+    pub connections: usize,
     /// How long a claim lasts without renewal.
     pub lease: Duration,
     /// How long a stop waits for the work in hand.
     pub shutdown: Duration,
+}
+
+/// How `work.connections` is shared out, once and for all: parts that cannot take from each other cannot wait for each other either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections to the main database, those of the pool among them.
+    pub main: usize,
+    /// Connections in the pool.
+    pub pool: usize,
+    /// Connections to tenants' databases.
+    pub tenants: usize,
+}
+
+/// Connections to the main database that are not of the pool: the doorbell's three, one for notices, and one for a look at the
+/// installation, or to see whether the server lets anybody in.
+const APART: usize = 5;
+
+/// Connections of the pool besides one for each lane: for the intake, the keeper of spares, a sweep's own questions, metrics.
+const BESIDES_LANES: usize = 4;
+
+impl Config {
+    /// How the connections are shared out. The pool gets one for each lane and a few more, but no more than half of what is left; tenants
+    /// get the rest, and lanes without one wait.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        let left = self.work.connections.saturating_sub(APART);
+        let pool = (self.work.parallel + self.sweep.parallel + BESIDES_LANES).min(left / 2);
+        Bounds { main: APART + pool, pool, tenants: left - pool }
+    }
 }
 
 /// `[sweep]`
@@ -229,6 +260,24 @@ mod tests {
             let above = &lines[number - 1];
             assert!(above.starts_with("# ") || above.starts_with("sslcert"), "{line}");
         }
+    }
+
+    #[test]
+    fn connections_are_shared_out_whole() {
+        let bounds = |connections: &str, parallel: &str| {
+            let mut sources = Sources::of([("PGHOST", "localhost"), ("PGUSER", "tenantd"), ("PGDATABASE", "app")]);
+            sources.flags.insert("work.connections".to_owned(), connections.to_owned());
+            sources.flags.insert("sweep.parallel".to_owned(), parallel.to_owned());
+            load(&sources).map(|loaded| loaded.config.bounds())
+        };
+        let table =
+            [("10", "8", 2, 3), ("11", "8", 3, 3), ("32", "8", 13, 14), ("100", "8", 16, 79), ("100", "80", 47, 48)];
+        for (connections, parallel, pool, tenants) in table {
+            let bounds = bounds(connections, parallel).unwrap();
+            assert_eq!((bounds.pool, bounds.tenants, bounds.main), (pool, tenants, pool + APART), "{connections}");
+            assert_eq!((bounds.main + bounds.tenants).to_string(), connections);
+        }
+        assert!(bounds("9", "8").is_err());
     }
 
     #[test]

@@ -147,13 +147,14 @@ impl Default for Spares {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Work {
     pub(super) parallel: u32,
+    pub(super) connections: u32,
     pub(super) lease: Interval,
     pub(super) shutdown: Interval,
 }
 
 impl Default for Work {
     fn default() -> Self {
-        Work { parallel: 4, lease: Interval::built_in("30s"), shutdown: Interval::built_in("30s") }
+        Work { parallel: 4, connections: 32, lease: Interval::built_in("30s"), shutdown: Interval::built_in("30s") }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
+use std::time::{Duration, Instant};
+
 use super::Isolation;
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -11,9 +13,9 @@ use crate::pg::migrate::{self, AppliedRow};
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
-use crate::registry::claim::Claim;
+use crate::registry::claim::{Claim, Seen};
 use crate::registry::hand_over::{Handed, Naming, grant_connect};
-use crate::registry::spares::Serving;
+use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
@@ -22,13 +24,20 @@ const SCHEMA: &str = "public";
 /// So many spares are tried for one tenant before it gets the one that is made for it.
 const SPARES_TRIED: usize = 3;
 
+/// What a claim saw is not looked at again for so long.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// One tenant's database under work.
 pub struct DatabaseIsolation<'a> {
     server: &'a Server,
     registry: &'a Registry,
     settings: &'a config::Tenant,
+    /// Whether it was looked at from outside.
+    looked: bool,
     /// The connection to the tenant's database, from the look inside to the last step.
     inside: Option<Session>,
+    /// Its history as the look inside found it, until something is applied.
+    history: Option<Vec<AppliedRow>>,
     /// Which template is cloned.
     serving: Serving<'a>,
     /// The database that is to become the tenant's.
@@ -48,7 +57,16 @@ impl<'a> DatabaseIsolation<'a> {
     /// Begins work on one tenant.
     #[must_use]
     pub fn new(server: &'a Server, registry: &'a Registry, settings: &'a config::Tenant, serving: Serving<'a>) -> Self {
-        DatabaseIsolation { server, registry, settings, serving, inside: None, spare: None }
+        DatabaseIsolation {
+            server,
+            registry,
+            settings,
+            serving,
+            looked: false,
+            inside: None,
+            history: None,
+            spare: None,
+        }
     }
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
@@ -85,20 +103,24 @@ impl<'a> DatabaseIsolation<'a> {
         }
     }
 
-    async fn leave(&mut self) {
-        if let Some(session) = self.inside.take() {
-            session.close().await;
-        }
+    /// What the claim saw, the first time, while that is fresh.
+    fn seen_by_claim(&mut self, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
+        let first = !std::mem::replace(&mut self.looked, true);
+        let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
+        let named = claim.name.as_deref() == Some(desired.name);
+        claim.seen.clone().filter(|_| first && fresh && named)
     }
 
     /// Gets a database under a random name: a spare at hand, or a clone made on demand.
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
-        if let Some(spare) = self.registry.take_spare(claim, desired.owner).await? {
-            self.spare = Some(Making { name: spare, whole: true, unsure: false });
-            return Ok(());
-        }
         let name = spare_name();
-        let from = self.registry.announce_spare(claim, &name, &self.serving).await?;
+        let from = match self.registry.take_spare(claim, &name, desired.owner, &self.serving).await? {
+            Taken::Spare(name) => {
+                self.spare = Some(Making { name, whole: true, unsure: false });
+                return Ok(());
+            }
+            Taken::Name(from) => from,
+        };
         reach(Point::Announced);
         let session = self.registry.session().await?;
         let making = self.spare.insert(Making { name, whole: false, unsure: false });
@@ -117,6 +139,7 @@ impl<'a> DatabaseIsolation<'a> {
             drop(session);
             return Err(doubt_template(self.registry, &from.template, error).await);
         }
+        session.left_in_order();
         making.whole = true;
         reach(Point::Made);
         Ok(())
@@ -140,8 +163,13 @@ impl<'a> DatabaseIsolation<'a> {
             out_of_order: desired.out_of_order,
             ..executor(desired.set, self.settings, &self.registry.worker)
         };
+        let seen = self.history.take();
         let session = self.session(claim, desired.name).await?;
-        executor.apply(session, || server.connect(Some(desired.name), &application_name)).await?;
+        let connect_again = || server.connect_again(desired.name, &application_name);
+        match seen {
+            Some(rows) => executor.go_on(session, Some(rows), connect_again).await?,
+            None => executor.apply(session, connect_again).await?,
+        };
         reach(Point::Migrated);
         Ok(())
     }
@@ -196,7 +224,10 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let mut database = admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?;
+        let mut database = match self.seen_by_claim(claim, desired) {
+            Some(Seen(database)) => database,
+            None => admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?,
+        };
         if let Some(seen) = &mut database
             && seen.ours
             && seen.valid
@@ -204,8 +235,9 @@ impl Isolation for DatabaseIsolation<'_> {
             && claim.database_oid.is_none_or(|oid| oid == seen.oid)
         {
             let session = self.session(claim, desired.name).await?;
-            let rows = History::tenant(SCHEMA).read(session).await?;
-            seen.applied = Some(rows.iter().map(AppliedRow::recorded).collect());
+            let rows = History::tenant(SCHEMA).look(session).await?;
+            seen.applied = Some(rows.iter().flatten().map(AppliedRow::recorded).collect());
+            self.history = rows;
         }
         Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
     }
@@ -248,7 +280,8 @@ impl Isolation for DatabaseIsolation<'_> {
     }
 
     async fn give_up(&mut self) {
-        self.leave().await;
+        // Nobody waits for the server's goodbye.
+        self.inside = None;
         let Some(Making { name, whole, unsure }) = self.spare.take() else { return };
         let given_up = async {
             if whole && self.registry.keep_spare(&name).await? {

@@ -1,6 +1,7 @@
 //! One try: one address, one way, one login, and whether the server that answers will do.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use postgres_native_tls::MakeTlsConnector;
 use secrecy::{ExposeSecret, SecretString};
@@ -8,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage, Socket, config};
 
+use super::budget::Seat;
 use super::session::Session;
 use super::sqlstate::{from_server, translate};
 use super::{Doing, tls};
@@ -36,6 +38,7 @@ pub(super) struct Attempt<'a> {
     pub(super) main: bool,
     pub(super) application_name: &'a str,
     pub(super) password: Option<SecretString>,
+    pub(super) seat: Option<Arc<Seat>>,
 }
 
 /// What the server says of itself at login; Postgres before 14 leaves the last two out.
@@ -61,11 +64,11 @@ impl Attempt<'_> {
         let (session, standing) = if let Some(tls) = tls {
             let (client, connection) = config.connect(tls.clone()).await.map_err(|error| self.refused(&error))?;
             let standing = Standing::of(&connection);
-            (Session::start(tasks, client, connection, Some(tls), notify), standing)
+            (Session::start(tasks, client, connection, Some(tls), notify, self.seat.clone()), standing)
         } else {
             let (client, connection) = config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
             let standing = Standing::of(&connection);
-            (Session::start(tasks, client, connection, None, notify), standing)
+            (Session::start(tasks, client, connection, None, notify, self.seat.clone()), standing)
         };
         if self.connection.writable && !self.takes_writes(&session, &standing).await? {
             return Err(Error::new(Kind::ReadOnly, "the server takes no writes").hint(
@@ -138,8 +141,10 @@ impl Attempt<'_> {
         // Nothing of ours is looked for outside pg_catalog unless its schema is named. In a role's or public's own schema somebody may have
         // made an operator that fits the types better, and it would run as us. Tenants keep theirs: their migrations may rely on it.
         // Nor is what the application's database sets for the application's statements meant for ours, which have bounds of their own.
+        // Rows of the application's that are hidden from us shall be an error and no silence.
         let ours = self.main.then(|| {
-            "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c default_transaction_isolation=read\\ committed".to_owned()
+            "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c default_transaction_isolation=read\\ committed -c row_security=off"
+                .to_owned()
         });
         let options =
             [ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod attempt;
+mod budget;
 pub mod migrate;
 mod password;
 mod pool;

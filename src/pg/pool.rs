@@ -187,6 +187,12 @@ impl PooledSession {
         answer
     }
 
+    /// Says that a use of the session as the driver's client has left it in order: outside a transaction, no statement running, its settings as
+    /// they were.
+    pub fn left_in_order(&self) {
+        self.0.in_order.store(true, Ordering::Relaxed);
+    }
+
     /// Asks the server to stop the statement that runs; see [`Session::cancel`].
     ///
     /// # Errors

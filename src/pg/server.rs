@@ -13,11 +13,12 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Way};
+use super::budget::{Budget, Seat};
 use super::password::{self, Passfile};
 use super::session::{Notifications, Session};
 use super::tls::Connectors;
-use crate::config::Connection;
 use crate::config::connection::{Endpoint, Place, SslMode};
+use crate::config::{Bounds, Connection};
 use crate::error::{Error, Kind, Result};
 use crate::tasks::Tasks;
 
@@ -32,6 +33,8 @@ struct Shared {
     tasks: Tasks,
     tls: Connectors,
     warned: AtomicBool,
+    /// How many connections there may be; `None`: as many as are asked for.
+    budget: Option<Budget>,
 }
 
 /// Who logs in to which database.
@@ -45,15 +48,27 @@ struct Login<'a> {
     password: Option<SecretString>,
     /// The lines of libpq's password file, looked at where there is none.
     passfile: Option<SecretString>,
+    /// The seat that the connection has among all.
+    seat: Option<Arc<Seat>>,
 }
 
 impl Server {
     /// The server that `connection` reaches; its connections are driven by `tasks`. Nothing is connected yet.
     #[must_use]
     pub fn new(connection: Connection, tasks: Tasks) -> Server {
-        Server {
-            shared: Arc::new(Shared { connection, tasks, tls: Connectors::default(), warned: AtomicBool::new(false) }),
-        }
+        Self::made(connection, tasks, None)
+    }
+
+    /// The same, with no more connections than `bounds` say, counted until each is closed on our side. Those to the main database are
+    /// counted apart from those to tenants.
+    #[must_use]
+    pub fn bounded(connection: Connection, bounds: Bounds, tasks: Tasks) -> Server {
+        Self::made(connection, tasks, Some(Budget::new(bounds)))
+    }
+
+    fn made(connection: Connection, tasks: Tasks, budget: Option<Budget>) -> Server {
+        let (tls, warned) = (Connectors::default(), AtomicBool::new(false));
+        Server { shared: Arc::new(Shared { connection, tasks, tls, warned, budget }) }
     }
 
     /// How the server is reached.
@@ -66,12 +81,33 @@ impl Server {
     ///
     /// Certificates and passwords are read anew. The server takes writes, unless `target_session_attrs=any` was asked for.
     ///
+    /// # Assumptions
+    /// For a `database`: the caller holds no session in another and none of the pool, since it waits here, before the time begins to
+    /// count, for as long as all connections to tenants that there may be are in use.
+    ///
     /// # Errors
     /// [`Kind::Unreachable`]: no host answered in time. [`Kind::ReadOnly`]: those that answered take no writes. [`Kind::Tls`]: TLS
     /// was refused or did not pass, before any password was sent. [`Kind::Login`]: no password could be had, or it was refused;
     /// further hosts are not tried. [`Kind::TooManyConnections`] and what else the server says, with its SQLSTATE.
     pub async fn connect(&self, database: Option<&str>, application_name: &str) -> Result<Session> {
-        self.open(database, application_name, None).await
+        let seat = match (&self.shared.budget, database) {
+            (None, _) => None,
+            (Some(budget), None) => Some(budget.main(self.shared.connection.connect_timeout).await?),
+            (Some(budget), Some(_)) => Some(budget.tenant(false).await),
+        };
+        self.open(database, application_name, None, seat).await
+    }
+
+    /// One more session in the tenant's `database`, for a caller that has one in it.
+    ///
+    /// # Errors
+    /// As for [`Server::connect`].
+    pub async fn connect_again(&self, database: &str, application_name: &str) -> Result<Session> {
+        let seat = match &self.shared.budget {
+            None => None,
+            Some(budget) => Some(budget.tenant(true).await),
+        };
+        self.open(Some(database), application_name, None, seat).await
     }
 
     /// A new session in the main database, and the notifications that it will hear once it listens.
@@ -80,7 +116,11 @@ impl Server {
     /// As for [`Server::connect`].
     pub async fn connect_listening(&self, application_name: &str) -> Result<(Session, Notifications)> {
         let (notify, heard) = mpsc::unbounded_channel();
-        Ok((self.open(None, application_name, Some(notify)).await?, Notifications(heard)))
+        let seat = match &self.shared.budget {
+            None => None,
+            Some(budget) => Some(budget.main(self.shared.connection.connect_timeout).await?),
+        };
+        Ok((self.open(None, application_name, Some(notify), seat).await?, Notifications(heard)))
     }
 
     async fn open(
@@ -88,6 +128,7 @@ impl Server {
         database: Option<&str>,
         application_name: &str,
         notify: Option<UnboundedSender<(String, String)>>,
+        seat: Option<Seat>,
     ) -> Result<Session> {
         let connection = &self.shared.connection;
         let deadline = Instant::now() + connection.connect_timeout;
@@ -96,7 +137,8 @@ impl Server {
         let opened = async {
             let password = self.given_password(deadline).await?;
             let passfile = if password.is_none() { self.passfile().await } else { None };
-            self.any_host(&Login { database, main, application_name, notify, password, passfile }, deadline).await
+            let seat = seat.map(Arc::new);
+            self.any_host(&Login { database, main, application_name, notify, password, passfile, seat }, deadline).await
         };
         // Boxed: this is the largest future of the crate, and every caller would carry it.
         Box::pin(opened)
@@ -205,6 +247,7 @@ impl Server {
             main: login.main,
             application_name: login.application_name,
             password,
+            seat: login.seat.clone(),
         };
         attempt.make(&self.shared.tasks, tls, login.notify.clone()).await
     }

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -15,6 +16,7 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Connection, NoTls, Socke
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Doing;
+use super::budget::Seat;
 use crate::error::{Error, Kind, Result};
 use crate::tasks::Tasks;
 
@@ -52,13 +54,14 @@ impl Notifications {
 }
 
 impl Session {
-    /// Starts driving `connection`. Notifications go to `notify`, or nowhere.
+    /// Starts driving `connection`, which has its `seat` until it is closed. Notifications go to `notify`, or nowhere.
     pub(super) fn start<S>(
         tasks: &Tasks,
         client: Client,
         connection: Connection<Socket, S>,
         tls: Option<MakeTlsConnector>,
         notify: Option<UnboundedSender<(String, String)>>,
+        seat: Option<Arc<Seat>>,
     ) -> Session
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -67,7 +70,7 @@ impl Session {
         let (cancel, cancel_tls, guard) = (client.cancel_token(), tls.clone(), ended.clone().drop_guard());
         let driven = drive(connection, notify, closing.clone(), tasks.cancelled());
         let driven = async move {
-            let _guard = guard;
+            let (_guard, _seat) = (guard, seat);
             if driven.await == End::BrokenOff
                 && let Err(error) = send_cancel(cancel, cancel_tls).await
             {

@@ -56,7 +56,11 @@ pub async fn hand_over(context: &Context, claims: Vec<Claim>) -> (Vec<Ended>, Ve
     (ended, left)
 }
 
-/// Whether nothing is known that a look would have to find out first.
+/// Whether there is a spare for it, and nothing is known that a look would have to find out first.
 fn is_fresh(claim: &Claim) -> bool {
-    claim.state == State::Requested && claim.work == Work::Due && claim.failures == 0 && claim.database_oid.is_none()
+    claim.spare_at_hand
+        && claim.state == State::Requested
+        && claim.work == Work::Due
+        && claim.failures == 0
+        && claim.database_oid.is_none()
 }

@@ -65,7 +65,33 @@ pub struct Ended {
     pub took: Duration,
 }
 
-/// Brings the claimed tenant to what is desired, and records how it ended.
+/// What [`bring`] came to.
+#[derive(Debug)]
+pub enum Brought {
+    /// To its end, which the registry knows.
+    Ended(Ended),
+    /// To what is desired, which [`record`] has still to say.
+    Unrecorded(Box<Unrecorded>),
+}
+
+/// A tenant that is as it should be, which the registry does not know yet.
+#[derive(Debug)]
+pub struct Unrecorded {
+    claim: Claim,
+    done: Done,
+    migrated: Vec<i64>,
+    began: Instant,
+}
+
+/// How the work on a tenant came to its end, short of a failure.
+enum Worked {
+    /// The step that ended it has recorded it, too.
+    Recorded(Outcome),
+    /// Nothing is left to do but to record it; these migrations ran.
+    Unrecorded(Vec<i64>),
+}
+
+/// Brings the claimed tenant to what is desired, and records how it ended: [`bring`] and [`record`].
 ///
 /// # Flow
 /// Observe, plan, apply each step, until the plan is empty; then record. The lease is renewed as long as this runs.
@@ -80,6 +106,18 @@ pub struct Ended {
 /// # Caveats
 /// Dropping the future stops no statement that the server runs already.
 pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
+    match bring(context, claim).await {
+        Brought::Ended(ended) => ended,
+        Brought::Unrecorded(unrecorded) => {
+            record(context, vec![*unrecorded]).await.pop().expect("one was to be recorded, and one ended")
+        }
+    }
+}
+
+/// The same as [`reconcile`] short of the last record, which several tenants may share.
+///
+/// What is not recorded within the lease may be done once more by somebody else, who finds nothing to do.
+pub async fn bring(context: &Context, claim: Claim) -> Brought {
     let began = Instant::now();
     let span = tracing::info_span!("reconcile", key = claim.key, attempt = claim.attempt);
     let until = Mutex::new(claim.until);
@@ -89,20 +127,66 @@ pub async fn reconcile(context: &Context, claim: Claim) -> Ended {
             error = keep_lease(&context.registry, &claim, &until) => Err(at("renew")(error)),
         };
         let outcome = match worked {
-            Ok(outcome) => outcome,
+            Ok(Worked::Unrecorded(migrated)) => {
+                let done = Done {
+                    version: Some(context.set.newest_version()),
+                    migration_set: context.set.id(),
+                    access: context.access(),
+                    migrated: !migrated.is_empty(),
+                };
+                return Brought::Unrecorded(Box::new(Unrecorded { claim, done, migrated, began }));
+            }
+            Ok(Worked::Recorded(outcome)) => outcome,
             Err(failure) => fail(context, &claim, failure).await,
         };
-        if matches!(outcome, Outcome::Ready { .. } | Outcome::Failed { .. }) {
-            context.registry.unbroken(&claim.key);
-        }
-        context.registry.put_down(&claim);
-        Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
+        Brought::Ended(end(context, &claim, outcome, began))
     }
     .instrument(span)
     .await
 }
 
-async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Outcome, Failure> {
+/// Records in one statement that all of `unrecorded` are as they should be. Each is fenced by itself: one that somebody else has by now is
+/// left out, and ends so.
+pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended> {
+    if unrecorded.is_empty() {
+        return Vec::new();
+    }
+    reach(Point::Looked);
+    let done: Vec<_> = unrecorded.iter().map(|tenant| (&tenant.claim, &tenant.done)).collect();
+    let recorded = context.registry.record_all_done(&done).instrument(step_span("record")).await;
+    let outcomes: Vec<Outcome> = match recorded {
+        Ok(recorded) => {
+            let outcome = |(tenant, recorded): (&Unrecorded, Result<()>)| match recorded {
+                Ok(()) => Outcome::Ready { made: false, migrated: tenant.migrated.clone() },
+                Err(lost) => Outcome::Left(lost),
+            };
+            unrecorded.iter().zip(recorded).map(outcome).collect()
+        }
+        Err(error) => {
+            context.registry.owe();
+            done.iter().map(|_| Outcome::Server(copy(&error).context("record"))).collect()
+        }
+    };
+    let ends = unrecorded.iter().zip(outcomes);
+    ends.map(|(tenant, outcome)| end(context, &tenant.claim, outcome, tenant.began)).collect()
+}
+
+/// One failure that several tenants met together.
+fn copy(error: &Error) -> Error {
+    let copy = Error::new(error.kind(), error.chain());
+    let copy = error.code().map(str::to_owned).into_iter().fold(copy, Error::sqlstate);
+    error.advice().map(str::to_owned).into_iter().fold(copy, Error::hint)
+}
+
+fn end(context: &Context, claim: &Claim, outcome: Outcome, began: Instant) -> Ended {
+    if matches!(outcome, Outcome::Ready { .. } | Outcome::Failed { .. }) {
+        context.registry.unbroken(&claim.key);
+    }
+    context.registry.put_down(claim);
+    Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
+}
+
+async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Worked, Failure> {
     reach(Point::Claimed);
     let name = name(context, &mut claim).instrument(step_span("name")).await.map_err(at("name"))?;
     let access = context.access();
@@ -131,7 +215,7 @@ async fn name(context: &Context, claim: &mut Claim) -> Result<String> {
         return Ok(name.clone());
     }
     let name = database_name(&context.config.tenant.prefix, &claim.key)?;
-    context.registry.give_name(claim, &name).await?;
+    claim.seen = Some(context.registry.give_name(claim, &name).await?);
     claim.name = Some(name.clone());
     reach(Point::Named);
     Ok(name)
@@ -144,24 +228,16 @@ async fn approach(
     claim: &mut Claim,
     desired: &Desired<'_>,
     until: &Mutex<Instant>,
-) -> std::result::Result<Outcome, Failure> {
+) -> std::result::Result<Worked, Failure> {
     let mut migrated = Vec::new();
     for _ in 0..LOOKS {
         let observing = isolation.observe(claim, desired).instrument(step_span("observe"));
         let observed = observing.await.map_err(of_tenant).map_err(at("observe"))?;
         let here = observed.database.is_some();
+        let whole = observed.database.as_ref().is_some_and(|database| database.applied.is_some());
         let steps = plan(desired, &observed).map_err(at("plan"))?;
         if steps.is_empty() {
-            reach(Point::Looked);
-            let done = Done {
-                version: Some(desired.set.newest_version()),
-                migration_set: desired.set.id(),
-                access: desired.access.to_owned(),
-                migrated: !migrated.is_empty(),
-            };
-            let recording = context.registry.record_done(claim, &done).instrument(step_span("record"));
-            recording.await.map_err(at("record"))?;
-            return Ok(Outcome::Ready { made: false, migrated });
+            return Ok(Worked::Unrecorded(migrated));
         }
         for step in &steps {
             still_leased(claim, until).map_err(at(step.word()))?;
@@ -176,12 +252,16 @@ async fn approach(
             }
             match step {
                 Step::Migrate(versions) => migrated.extend(versions),
-                Step::HandOver => return Ok(Outcome::Ready { made: true, migrated }),
+                Step::HandOver => return Ok(Worked::Recorded(Outcome::Ready { made: true, migrated })),
                 Step::Grant => claim.access = Some(desired.access.to_owned()),
                 Step::TakeBack => claim.database_oid = observed.database.as_ref().map(|database| database.oid),
                 Step::DropInvalid => claim.database_oid = None,
                 Step::Make | Step::Close | Step::Own | Step::Open => {}
             }
+        }
+        // What a look from outside and from within found missing is done with its steps; only what it could not see takes another.
+        if whole {
+            return Ok(Worked::Unrecorded(migrated));
         }
     }
     Err(at("plan")(Error::new(

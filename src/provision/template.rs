@@ -122,8 +122,8 @@ async fn create(context: &Context, name: &str) -> Result<()> {
 /// Extensions, rights, migrations: all that tenants have in common.
 async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     let settings = &context.config.tenant;
-    let connect = || context.server.connect(Some(name), "tenantd:template");
-    let mut session = connect().await?;
+    let application_name = "tenantd:template";
+    let mut session = context.server.connect(Some(name), application_name).await?;
     for extension in &settings.extensions {
         let create = format!("create extension if not exists {}", quote::identifier(extension));
         session.batch_execute(&create).await.doing(|| create.clone()).map_err(|error| {
@@ -143,7 +143,7 @@ async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
         .await
         .doing(|| "give the roles of tenant.use their rights".to_owned())?;
     let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
-    executor.apply(&mut session, connect).await?;
+    executor.apply(&mut session, || context.server.connect_again(name, application_name)).await?;
     session.close().await;
     Ok(())
 }

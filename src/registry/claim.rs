@@ -1,6 +1,7 @@
-//! Claims: taking due tenants for a limited time, and recording what became of them.
+//! Claims: taking due tenants for a limited time. What became of them is `record`'s.
 //!
-//! Every write after a claim names its attempt. `attempt` only grows, so that a daemon which lost its lease writes nothing.
+//! Every write after a claim names its attempt, so that a daemon which lost its lease writes nothing, and who claimed: `attempt` only grows,
+//! but a claim is not waited for until it is on disk ([`WITHOUT_FSYNC`]), and after a crash of the server the next claim may bear its number.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,8 @@ use tokio_postgres::types::Type;
 
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
-use crate::tenant::{State, Work};
+use crate::plan::Database;
+use crate::tenant::{Marker, State, Work};
 
 /// A tenant taken for the length of a lease.
 #[derive(Debug, Clone)]
@@ -43,7 +45,15 @@ pub struct Claim {
     pub database_oid: Option<u32>,
     /// The time since its signup, when it was claimed.
     pub age: Duration,
+    /// What stood on the server under its name when it was claimed, where that was looked at.
+    pub seen: Option<Seen>,
+    /// Whether a spare was at hand when it was claimed, where that was looked at.
+    pub spare_at_hand: bool,
 }
+
+/// What a claim saw of a tenant's database from outside; `None`: there was none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen(pub Option<Database>);
 
 const RETURNING: &str =
     "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
@@ -73,16 +83,31 @@ with ours as (
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $4 * interval '1 second', leased_by = $5
 from picked where t.key = picked.key ";
 
-/// As above.
+/// As above. With each comes what stands on the server under its name, as `pg::admin::look` would see it.
 const CLAIM_KEYS: &str = "
-with picked as (
-    select key from tenantd.tenant
-    where key = any ($1) and work <> 'held' and state in ('requested', 'ready') and (leased_until is null or leased_until <= now())
-    and exists (select from tenantd.registry where id = $4 and needs_version <= $5)
-    for update skip locked
+, picked as (
+    select t.key, t.name from tenantd.tenant t, without_fsync
+    where t.key = any ($1) and t.work <> 'held' and t.state in ('requested', 'ready')
+    and (t.leased_until is null or t.leased_until <= now())
+    and t.key <> all ($6) and exists (select from tenantd.registry where id = $4 and needs_version <= $5)
+    for update of t skip locked
 )
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $2 * interval '1 second', leased_by = $3
-from picked where t.key = picked.key ";
+from picked left join pg_database d on d.datname = picked.name
+left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
+where t.key = picked.key ";
+
+const SEEN: &str =
+    ", d.oid, pg_get_userbyid(d.datdba)::text as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
+    has_database_privilege('public', d.oid, 'connect') as public, m.description as marker";
+
+/// Begins a statement whose commit is not waited for until it is on disk; the setting ends with the transaction.
+///
+/// For claims, renewals and records of tenants that stand: the truth is in the tenant itself. What a crash of the server loses of them means
+/// only that a tenant looks as it did before, due or behind or unverified, and the next sweep looks at it again. Nothing is lost that came
+/// after something else was kept: whatever waits for the disk later, such as a hand-over, takes all that was written before it along.
+pub(super) const WITHOUT_FSYNC: &str =
+    "with without_fsync as materialized (select set_config('synchronous_commit', 'off', true))";
 
 /// How many tenants a look may take.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +157,7 @@ impl Registry {
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
         let rows = self
             .query(
-                &format!("{CLAIM_DUE}{RETURNING}"),
+                &format!("{CLAIM_DUE}{RETURNING}, (select at_hand > 0 from spares) as spare_at_hand"),
                 &[
                     (&count(most.room), Type::INT8),
                     (&count(most.making), Type::INT8),
@@ -147,29 +172,55 @@ impl Registry {
                 || "claim due tenants".to_owned(),
             )
             .await;
-        self.taken(rows, asked, lease)
+        let spares = rows.as_deref().unwrap_or_default().first().map_or(Ok(false), |row| field(row, "spare_at_hand"));
+        let spare_at_hand = spares.inspect_err(|_| self.owe())?;
+        let claims = self.taken(rows, asked, lease)?;
+        Ok(claims.into_iter().map(|claim| Claim { spare_at_hand, ..claim }).collect())
     }
 
-    /// Takes those of `keys` that nobody else works on and that are not held, due or not.
+    /// Takes those of `keys` that nobody else works on and that are not held, due or not, and looks at their databases from outside.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
     pub async fn claim_keys(&self, keys: &[String], lease: Duration) -> Result<Vec<Claim>> {
         let asked = Instant::now();
+        let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
         let rows = self
             .query(
-                &format!("{CLAIM_KEYS}{RETURNING}"),
+                &format!("{WITHOUT_FSYNC}{CLAIM_KEYS}{RETURNING}{SEEN}"),
                 &[
                     (&keys, Type::TEXT_ARRAY),
                     (&lease.as_secs_f64(), Type::FLOAT8),
                     (&self.worker, Type::TEXT),
                     (&self.id, Type::UUID),
                     (&self.knows, Type::INT8),
+                    (&in_hand, Type::TEXT_ARRAY),
                 ],
                 || format!("claim {} tenants", keys.len()),
             )
             .await;
-        self.taken(rows, asked, lease)
+        let seen: Result<Vec<Seen>> = rows.as_deref().unwrap_or_default().iter().map(|row| self.seen(row)).collect();
+        let seen = seen.inspect_err(|_| self.owe())?;
+        let mut claims = self.taken(rows, asked, lease)?;
+        // One without a name has no database that we know of, which is not to say that there is none.
+        for (claim, seen) in claims.iter_mut().zip(seen).filter(|(claim, _)| claim.name.is_some()) {
+            claim.seen = Some(seen);
+        }
+        Ok(claims)
+    }
+
+    fn seen(&self, row: &Row) -> Result<Seen> {
+        let Some(oid) = field::<Option<u32>>(row, "oid")? else { return Ok(Seen(None)) };
+        let marker = Marker::of(self.id, &field::<String>(row, "key")?).to_string();
+        Ok(Seen(Some(Database {
+            oid,
+            owner: field(row, "owner")?,
+            ours: field::<Option<String>>(row, "marker")?.is_some_and(|found| found == marker),
+            valid: field(row, "valid")?,
+            open: field(row, "open")?,
+            public: field(row, "public")?,
+            applied: None,
+        })))
     }
 
     /// Makes the lease of `claim` as long as at its start again.
@@ -180,9 +231,17 @@ impl Registry {
         let asked = Instant::now();
         let renewed = self
             .execute(
-                "update tenantd.tenant set leased_until = now() + $3 * interval '1 second'
-                 where key = $1 and attempt = $2 and leased_until > now()",
-                &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&claim.lease.as_secs_f64(), Type::FLOAT8)],
+                &format!(
+                    "{WITHOUT_FSYNC}
+                     update tenantd.tenant set leased_until = now() + $3 * interval '1 second' from without_fsync
+                     where key = $1 and attempt = $2 and leased_by = $4 and leased_until > now()"
+                ),
+                &[
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&claim.lease.as_secs_f64(), Type::FLOAT8),
+                    (&self.worker, Type::TEXT),
+                ],
                 || "renew the lease".to_owned(),
             )
             .await?;
@@ -190,15 +249,27 @@ impl Registry {
         Ok(asked + claim.lease)
     }
 
-    /// Gives the tenant its name. A name is given once and stays.
+    /// Gives the tenant its name, and says what stands on the server under it. A name is given once and stays.
     ///
     /// # Errors
     /// [`Kind::BadKey`] when another key has the name; [`Kind::LeaseLost`].
-    pub async fn give_name(&self, claim: &Claim, name: &str) -> Result<()> {
-        let given = self
-            .execute(
-                "update tenantd.tenant set name = $3 where key = $1 and attempt = $2",
-                &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&name, Type::TEXT)],
+    pub async fn give_name(&self, claim: &Claim, name: &str) -> Result<Seen> {
+        let named = self
+            .query(
+                &format!(
+                    "{WITHOUT_FSYNC}, named as (
+                         update tenantd.tenant set name = $3 from without_fsync
+                         where key = $1 and attempt = $2 and leased_by = $4 returning key
+                     )
+                     select named.key{SEEN} from named left join pg_database d on d.datname = $3
+                     left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass"
+                ),
+                &[
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&name, Type::TEXT),
+                    (&self.worker, Type::TEXT),
+                ],
                 || format!("give the tenant the name {name:?}"),
             )
             .await
@@ -206,86 +277,8 @@ impl Registry {
                 Some("23505") => Error::new(Kind::BadKey, format!("the name {name:?} belongs to another key")),
                 _ => error,
             })?;
-        fenced(given, claim)
-    }
-
-    /// Records that the tenant is as it should be, and gives the lease back.
-    ///
-    /// # Errors
-    /// [`Kind::LeaseLost`] when somebody else has the tenant by now: nothing was written.
-    pub async fn record_done(&self, claim: &Claim, done: &Done) -> Result<()> {
-        let recorded = self.execute(
-                "update tenantd.tenant set state = 'ready', work = 'idle', failures = 0, leased_until = null, leased_by = null,
-                 version = $3, migration_set = $4, access = $5, migrated_at = case when $6 then now() else migrated_at end,
-                 verified_at = now(), ready_at = coalesce(ready_at, now()),
-                 error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-                 where key = $1 and attempt = $2",
-                &[
-                    (&claim.key, Type::TEXT),
-                    (&claim.attempt, Type::INT8),
-                    (&done.version, Type::INT8),
-                    (&done.migration_set, Type::TEXT),
-                    (&done.access, Type::TEXT),
-                    (&done.migrated, Type::BOOL),
-                ], || "record that the tenant is ready".to_owned()).await?;
-        fenced(recorded, claim)
-    }
-
-    /// Records that `step` failed, counts the failure, and gives the lease back. `version`: the migration that the tenant has all the same, where
-    /// that may have changed.
-    ///
-    /// # Errors
-    /// [`Kind::LeaseLost`] when somebody else has the tenant by now: nothing was written.
-    pub async fn record_failure(
-        &self,
-        claim: &Claim,
-        error: &Error,
-        step: &str,
-        again: Again,
-        version: Option<i64>,
-    ) -> Result<()> {
-        let (work, delay) = match again {
-            Again::After(delay) => (Work::Failing, delay),
-            Again::Parked => (Work::Parked, Duration::ZERO),
-        };
-        let text = match error.advice() {
-            Some(advice) => format!("{}\nhint: {advice}", error.chain()),
-            None => error.chain(),
-        };
-        let recorded = self.execute(
-                "update tenantd.tenant set work = $3, failures = failures + 1, due_at = now() + $4 * interval '1 second',
-                 leased_until = null, leased_by = null, error_kind = $5, error_text = $6, error_sqlstate = $7, error_step = $8,
-                 migrated_at = case when $9 > version then now() else migrated_at end, version = coalesce($9, version)
-                 where key = $1 and attempt = $2",
-                &[
-                    (&claim.key, Type::TEXT),
-                    (&claim.attempt, Type::INT8),
-                    (&work.word(), Type::TEXT),
-                    (&delay.as_secs_f64(), Type::FLOAT8),
-                    (&error.kind().word(), Type::TEXT),
-                    (&text, Type::TEXT),
-                    (&error.code(), Type::TEXT),
-                    (&step, Type::TEXT),
-                    (&version, Type::INT8),
-                ], || "record the failure".to_owned()).await?;
-        fenced(recorded, claim)
-    }
-
-    /// Gives the tenant back, no failure counted: it was no fault of its own. If it is due, then not before `after`, so that others come first.
-    ///
-    /// # Errors
-    /// [`Kind::LeaseLost`] when somebody else has the tenant by now.
-    pub async fn release(&self, claim: &Claim, after: Duration) -> Result<()> {
-        let released = self
-            .execute(
-                "update tenantd.tenant set leased_until = null, leased_by = null,
-                 due_at = case when work in ('due', 'failing') then now() + $3 * interval '1 second' else due_at end
-                 where key = $1 and attempt = $2",
-                &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&after.as_secs_f64(), Type::FLOAT8)],
-                || "give the tenant back".to_owned(),
-            )
-            .await?;
-        fenced(released, claim)
+        fenced(u64::try_from(named.len()).unwrap_or(0), claim)?;
+        self.seen(&named[0])
     }
 
     /// The work on the tenant has ended, however it did.
@@ -395,5 +388,7 @@ fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
         access: field(row, "access")?,
         database_oid: field(row, "database_oid")?,
         age: Duration::from_secs_f64(field(row, "age")?),
+        seen: None,
+        spare_at_hand: false,
     })
 }

@@ -68,7 +68,7 @@ impl Registry {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
         }
         if !identity.users_held || another_table {
-            hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
+            hold_users(&session, &table, config, &mut changes, &mut notes).await?;
         }
         grants::grant(&session, config, &mut changes, &mut notes).await?;
         if wishes.backfill {
@@ -85,7 +85,7 @@ impl Registry {
     /// [`Kind::Registry`] when the registry is gone or another one stands in its place: the next start installs. Else as [`Registry::install`].
     pub async fn mend(&self, config: &Config) -> Result<Installed> {
         // A session of its own, closed on every exit: it holds the lock of the installation.
-        let mut session = self.session().await?.discard();
+        let session = self.session().await?.discard();
         let identity = identity::read(&session).await?.filter(|identity| identity.id == self.id).ok_or_else(|| {
             Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
                 "restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`",
@@ -99,7 +99,7 @@ impl Registry {
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
             if !identity.users_held {
-                hold_users(&mut session, &table, config, &mut changes, &mut notes).await?;
+                hold_users(&session, &table, config, &mut changes, &mut notes).await?;
             }
             grants::check_roles(&session, config, &mut notes).await?;
             grants::grant(&session, config, &mut changes, &mut notes).await?;
@@ -332,7 +332,7 @@ async fn decide_notify(client: &Client, config: &Config, notes: &mut Vec<String>
 /// Users from before the trigger get held rows. After the trigger's own transaction and not in it: reading a large table while holding the
 /// lock would make signups wait.
 async fn hold_users(
-    client: &mut Client,
+    client: &Client,
     table: &Table,
     config: &Config,
     changes: &mut Vec<String>,

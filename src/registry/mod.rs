@@ -1,8 +1,9 @@
 //! The registry: schema `tenantd` in the main database, the truth about which tenants exist and how they stand.
 //!
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes due
-//! tenants and records what became of them, every write fenced by the claim's attempt; [`sweep`] finds what needs a look;
-//! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets; [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
+//! tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
+//! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
+//! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
 
 pub mod claim;
 pub mod doorbell;
@@ -13,6 +14,7 @@ pub mod identity;
 pub mod install;
 mod parts;
 pub mod print;
+mod record;
 pub mod sets;
 pub mod signup;
 pub mod spares;
@@ -69,7 +71,7 @@ pub struct Worker {
     pub name: String,
     /// The name of its connections to the main database; a daemon's begins with `tenantd:daemon `, by which `status` knows it.
     pub application_name: String,
-    /// The most connections it has to the main database, its doorbell's apart.
+    /// The most connections in its pool; those that stand apart from it, such as its doorbell's, come on top.
     pub connections: usize,
 }
 

@@ -22,6 +22,8 @@ pub struct Relations {
     pub refused: Vec<String>,
     /// What else contradicts a set that tenants have: files that changed or vanished. It stops those tenants only.
     pub diverged: Vec<String>,
+    /// Ids of all sets that tenants have, and of ours: where a tenant has another, this is out of date.
+    pub known: Vec<String>,
 }
 
 impl Registry {
@@ -114,8 +116,11 @@ struct Known {
 }
 
 fn relations(set: &MigrationSet, sets: &BTreeMap<String, Known>, out_of_order: bool) -> Relations {
-    let mut relations = Relations::default();
+    let mut relations = Relations { known: vec![set.id()], ..Relations::default() };
     for (id, Known { lives, migrations }) in sets {
+        if *lives {
+            relations.known.push(id.clone());
+        }
         match compare(set, migrations, out_of_order) {
             Verdict::Current => {}
             Verdict::Behind(pending) => {

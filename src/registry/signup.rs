@@ -300,7 +300,7 @@ pub async fn without_queueing(client: &Client, sql: &str) -> Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {
     /// How many users had no tenant.
-    pub users: u64,
+    pub users: i64,
     /// Whether they are users from before, and held, rather than due.
     pub held: bool,
 }
@@ -313,62 +313,63 @@ pub struct Missing {
 /// # Errors
 /// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
 /// [`Kind::Usage`] when there is no such table any more.
-pub async fn request_missing(client: &mut Client, table: &Table, prefix: &str) -> Result<Missing> {
-    let transaction = client.transaction().await.doing(|| "begin to read the signup table".to_owned())?;
-    // Off, so that hidden rows are an error and not a silence.
-    transaction.batch_execute("set local row_security = off").await.doing(|| "read the signup table".to_owned())?;
-    // A view would run its maker's functions as us.
-    transaction
+pub async fn request_missing(client: &Client, table: &Table, prefix: &str) -> Result<Missing> {
+    let sql = format!(
+        "with {} select (select count(*) from missing) as users, exists (select from held) as held",
+        request_missing_sql(table)
+    );
+    let asked = client.query_typed_one(&sql, &[(&prefix, Type::TEXT)]).await;
+    match asked.doing(|| format!("look for users of {} without a tenant", table.name)) {
+        Ok(row) => Ok(Missing { users: field(&row, "users")?, held: field(&row, "held")? }),
+        Err(error) => Err(why_unread(client, table, error).await),
+    }
+}
+
+/// The parts of a statement, `missing` and `held`, that do what [`request_missing`] does; its first parameter is the prefix. Nobody missing,
+/// it writes nothing.
+///
+/// A view in the table's place would run its maker's functions as us: only of a table can a sample be taken, and this one is all of it. A cast
+/// of the id may be somebody's function too, hence concat, as in the trigger.
+pub(super) fn request_missing_sql(table: &Table) -> String {
+    format!(
+        "missing as (
+             insert into tenantd.tenant (key, work)
+             select u.key, case when (select users_held_at from tenantd.registry) is null and not exists (
+                     select from pg_database d, tenantd.registry r
+                     where d.datname = ($1 || replace(u.key, '-', '_'))::name and shobj_description(d.oid, 'pg_database')
+                         = format('tenantd %s %s', r.id, encode(sha256(convert_to(u.key, 'UTF8')), 'hex')))
+                 then 'held' else 'due' end
+             from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u
+             left join tenantd.tenant t on t.key = u.key
+             where t.key is null
+             on conflict (key) do nothing returning key
+         ), held as (
+             update tenantd.registry set users_held_at = now() where users_held_at is null returning one
+         )",
+        id = table.id,
+        name = table.name
+    )
+}
+
+/// What it means that users without a tenant could not be looked for.
+async fn why_unread(client: &Client, table: &Table, error: Error) -> Error {
+    if error.kind() == Kind::Rights {
+        return error.hint(format!(
+            "tenantd's role needs `select ({})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
+            table.id, table.name
+        ));
+    }
+    let stands = client
         .query_typed_opt(
             "select from pg_class where oid = to_regclass($1) and relkind in ('r', 'p')",
             &[(&table.name, Type::TEXT)],
         )
-        .await
-        .doing(|| "look at the signup table".to_owned())?
-        .ok_or_else(|| {
+        .await;
+    match stands {
+        Ok(None) => {
             Error::usage(format!("{} is no table any more, so users without a tenant cannot be looked for", table.name))
                 .hint("signup.table must name the table that the application inserts into")
-        })?;
-    // concat as in the trigger: a cast may be somebody's function.
-    let insert = format!(
-        "insert into tenantd.tenant (key, work)
-         select u.key, case when (select users_held_at from tenantd.registry) is null then 'held' else 'due' end
-         from (select concat({id}) as key from {name} where {id} is not null) u
-         left join tenantd.tenant t on t.key = u.key
-         where t.key is null
-         on conflict (key) do nothing",
-        id = table.id,
-        name = table.name
-    );
-    let users = transaction
-        .execute_typed(&insert, &[])
-        .await
-        .doing(|| format!("look for users of {} without a tenant", table.name))
-        .map_err(|error| match error.kind() {
-            Kind::Rights => error.hint(format!(
-                "tenantd's role needs `select ({})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
-                table.id, table.name
-            )),
-            _ => damaged(error),
-        })?;
-    let held = transaction
-        .execute_typed("update tenantd.registry set users_held_at = now() where users_held_at is null", &[])
-        .await
-        .doing(|| "record that the users from before are held".to_owned())?
-        > 0;
-    if held {
-        transaction
-            .execute_typed(
-                "update tenantd.tenant t set work = 'due', due_at = now()
-                 where t.work = 'held' and t.state = 'requested' and exists (
-                     select from pg_database d, tenantd.registry r
-                     where d.datname = $1 || replace(t.key, '-', '_') and shobj_description(d.oid, 'pg_database')
-                         = format('tenantd %s %s', r.id, encode(sha256(convert_to(t.key, 'UTF8')), 'hex')))",
-                &[(&prefix, Type::TEXT)],
-            )
-            .await
-            .doing(|| "look for databases of ours among those of the held users".to_owned())?;
+        }
+        _ => damaged(error),
     }
-    transaction.commit().await.doing(|| "commit what was found in the signup table".to_owned())?;
-    Ok(Missing { users, held })
 }

@@ -38,6 +38,15 @@ pub enum Standing {
     Broken,
 }
 
+/// What a tenant gets its database from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// This spare.
+    Spare(String),
+    /// A clone that is to be made under the name that was written down.
+    Name(Source),
+}
+
 /// The template that a database is to be cloned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -67,6 +76,15 @@ from tenantd.template p join pg_database d on d.datname = p.name and d.oid = p.d
 where p.completed_at is not null and p.retired_at is null and d.datconnlimit = -1
 order by p.migration_set = any ($1) desc, p.migration_set = $2 desc, p.shape = $3 desc, p.completed_at desc limit 1";
 
+/// Whether the spare `s` is whole, and was taken for an attempt that has died.
+pub(super) const RELEASED: &str = "s.made_at is not null and s.key is not null
+    and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
+
+/// Whether nobody is making the spare `s` any more.
+pub(super) const STRAY: &str = "s.made_at is null
+    and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
+    and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
+
 impl Registry {
     /// The spares that are kept for anyone or made for that, the oldest first. Those of another owner than `owner` count as broken.
     ///
@@ -88,50 +106,34 @@ impl Registry {
         rows.iter().map(read).collect()
     }
 
-    /// Takes a spare at hand for the claimed tenant. `None`: there is none.
+    /// Takes a spare at hand for the claimed tenant; without one, writes down the random name `spare` before a clone of that name is made for it,
+    /// and says of which template.
     ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn take_spare(&self, claim: &Claim, owner: &str) -> Result<Option<String>> {
-        let rows = self
-            .query(
-                "update tenantd.spare s set key = $1, attempt = $2
-                 where s.name = (select one.name from tenantd.spare one join tenantd.spares_at_hand h on h.name = one.name
-                                 where one.key is null and one.made_at is not null and h.owner = $3 order by h.completed_at desc nulls last, h.made_at limit 1 for update of one skip locked)
-                 and exists (select from tenantd.tenant t
-                             where t.key = $1 and t.attempt = $2 and t.leased_by = $4 and t.leased_until > now())
-                 returning s.name",
-                &[
-                    (&claim.key, Type::TEXT),
-                    (&claim.attempt, Type::INT8),
-                    (&owner, Type::TEXT),
-                    (&self.worker, Type::TEXT),
-                ],
-                || "take a spare".to_owned(),
-            )
-            .await?;
-        rows.first().map(|row| field(row, "name")).transpose()
-    }
-
-    /// Writes down the random name `spare` before a clone of that name is made for the claimed tenant, and says of which template.
-    ///
-    /// The commit is not waited for: CREATE DATABASE's own, which comes later in the same log, makes both last or neither.
+    /// The commit is not waited for: the one of CREATE DATABASE, or of the hand-over, comes later in the same log, and makes both last or neither.
     ///
     /// # Errors
     /// [`Kind::LeaseLost`] when the claim is not ours any more; [`Kind::Template`] when no template serves: nothing may be made.
-    pub async fn announce_spare(&self, claim: &Claim, spare: &str, from: &Serving<'_>) -> Result<Source> {
+    pub async fn take_spare(&self, claim: &Claim, spare: &str, owner: &str, from: &Serving<'_>) -> Result<Taken> {
         let rows = self
             .query(
                 &format!(
                     "with ours as (
                          select key, attempt, set_config('synchronous_commit', 'off', true) from tenantd.tenant
                          where key = $4 and attempt = $5 and leased_by = $6 and leased_until > now()
+                     ), free as (
+                         select s.name from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
+                         where s.key is null and s.made_at is not null and h.owner = $8 and exists (select from ours)
+                         order by h.completed_at desc nulls last, h.made_at limit 1 for update of s skip locked
+                     ), taken as (
+                         update tenantd.spare s set key = ours.key, attempt = ours.attempt from free, ours where s.name = free.name
+                         returning s.name
                      ), serving as ({SERVING}), written as (
                          insert into tenantd.spare (name, key, attempt, template, migration_set, version, access)
                          select $7, key, attempt, name, migration_set, version, access from ours, serving
+                         where not exists (select from free)
                      )
-                     select exists (select from ours) as leased, s.name, coalesce(s.bytes, 0) as bytes,
-                            current_setting('server_version_num')::int as version
+                     select exists (select from ours) as leased, (select name from taken) as taken, s.name,
+                            coalesce(s.bytes, 0) as bytes, current_setting('server_version_num')::int as version
                      from (select) one left join serving s on true"
                 ),
                 &[
@@ -142,17 +144,21 @@ impl Registry {
                     (&claim.attempt, Type::INT8),
                     (&self.worker, Type::TEXT),
                     (&spare, Type::TEXT),
+                    (&owner, Type::TEXT),
                 ],
-                || format!("write down the spare {spare:?}"),
+                || "take a spare".to_owned(),
             )
             .await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "an answer came back without a row"))?;
         fenced(u64::from(field::<bool>(row, "leased")?), claim)?;
+        if let Some(taken) = field(row, "taken")? {
+            return Ok(Taken::Spare(taken));
+        }
         let template = field::<Option<String>>(row, "name")?.ok_or_else(|| {
             Error::new(Kind::Template, "no template is ready to be cloned")
                 .hint("`tenantd status` says why it could not be built")
         })?;
-        Ok(Source { template, bytes: field(row, "bytes")?, server_version: field(row, "version")? })
+        Ok(Taken::Name(Source { template, bytes: field(row, "bytes")?, server_version: field(row, "version")? }))
     }
 
     /// Writes down the random name `spare` before a clone of `template` is made under it for anyone.
@@ -243,19 +249,12 @@ impl Registry {
     pub async fn stray_spares(&self, old_after: Duration) -> Result<Vec<Stray>> {
         let rows = self
             .query(
-                "with released as (
-                     update tenantd.spare s set key = null, attempt = null
-                     where s.made_at is not null and s.key is not null
-                     and not exists (select from tenantd.tenant t
-                                     where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())
-                 )
-                 select s.name, s.created_at < now() - $1 * interval '1 second' as old,
-                        exists (select from pg_database d where d.datname = s.name) as there
-                 from tenantd.spare s
-                 where s.made_at is null
-                 and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
-                 and not exists (select from tenantd.tenant t
-                                 where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())",
+                &format!(
+                    "with released as (update tenantd.spare s set key = null, attempt = null where {RELEASED})
+                     select s.name, s.created_at < now() - $1 * interval '1 second' as old,
+                            exists (select from pg_database d where d.datname = s.name) as there
+                     from tenantd.spare s where {STRAY}"
+                ),
                 &[(&old_after.as_secs_f64(), Type::FLOAT8)],
                 || "look for spares that nobody is making".to_owned(),
             )

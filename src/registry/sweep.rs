@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::claim::damaged;
-use super::{Registry, field, signup};
+use super::sets::Relations;
+use super::signup::{self, Table, request_missing_sql};
+use super::spares::{RELEASED, STRAY};
+use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -16,25 +21,65 @@ pub struct Expected {
     pub migration_set: String,
     /// Ids of sets that are newer than ours: such tenants are left alone.
     pub newer: Vec<String>,
+    /// Ids of all sets of which it is known how they compare with ours.
+    pub known: Vec<String>,
     /// The role that should own it; `None`: tenantd's own.
     pub owner: Option<String>,
     /// The fingerprint of owner and grants.
     pub access: String,
     /// How long a verification is good for.
     pub verify_every: Duration,
+    /// The time between two sweeps, over which the verifications are spread.
+    pub every: Duration,
     /// A person asked: failing and parked tenants are tried now.
     pub by_hand: bool,
+    /// How many candidates a page has at the most.
+    pub page: usize,
 }
 
-/// A tenant that needs a look.
+impl Expected {
+    /// Takes over how our set compares with those that tenants have.
+    pub fn know(&mut self, Relations { newer, known, .. }: &Relations) {
+        self.newer.clone_from(newer);
+        self.known.clone_from(known);
+    }
+}
+
+/// A tenant that needs a look, and that nobody works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its key.
     pub key: String,
     /// Whether its database is still to be made, so that the brakes are about it.
     pub making: bool,
-    /// Whether somebody works on it now.
-    pub busy: bool,
+}
+
+/// What one query tells at the start of a sweep, the first page of candidates with it.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Users without a tenant, who have a due row now. They are not among the candidates yet.
+    pub requested: i64,
+    /// Whether some tenant has a set that is not among the known ones.
+    pub unknown: bool,
+    /// Tenants that have a set newer than ours.
+    pub newer: i64,
+    /// Whether there are spares that nobody is making, or was taken in vain.
+    pub strays: bool,
+    /// How many tenants need a look, and nobody works on them.
+    pub needing: usize,
+    /// How many more there are that somebody works on.
+    pub busy: usize,
+    /// Whom this sweep verifies; see [`Cut`].
+    pub cut: Cut,
+    /// The first page, by key.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Up to which tenant, in the order of the last verification and then of the key, this sweep verifies; both `None`: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cut {
+    at: Option<Timestamp>,
+    key: Option<String>,
 }
 
 /// What the brakes `tenant.max` and `tenant.max_per_hour` are about.
@@ -46,24 +91,71 @@ pub struct Room {
     pub last_hour: i64,
 }
 
-/// One query over registry and `pg_database`: 12 ms at 10,000 rows, and no connection to any tenant. A lease that ran out tells of work that was
-/// broken off, also where nothing was due.
-const CANDIDATES: &str = "
-select t.key, t.state = 'requested' and t.database_oid is null as making, coalesce(t.leased_until > now(), false) as busy
+/// A lease that ran out tells of work that was broken off, also where nothing was due. Whether PUBLIC may connect is seen in what the catalogue
+/// holds of the database: the function that tells would look each up anew.
+const NEEDING: &str = "
 from tenantd.tenant t left join pg_database d on d.datname = t.name
 where t.state in ('requested', 'ready') and t.work <> 'held'
 and case
-    when t.work in ('due', 'failing') then t.due_at <= now() or $6
+    when t.work in ('due', 'failing') then t.due_at <= now() or $7
     when t.leased_until <= now() then true
-    when t.work = 'parked' then $6 or t.due_at <= now() - $5 * interval '1 second'
-    else (t.migration_set is null or t.migration_set <> all ($2)) and (
-        t.migration_set is distinct from $1 or t.access is distinct from $4
+    when t.work = 'parked' then $7 or t.due_at <= now() - $6 * interval '1 second'
+    else (t.migration_set is null or t.migration_set <> all ($3)) and (
+        t.migration_set is distinct from $2 or t.access is distinct from $5
         or d.oid is distinct from t.database_oid or d.datconnlimit = -2 or not d.datallowconn
-        or d.datdba <> (select oid from pg_roles where rolname = coalesce($3, current_user))
-        or has_database_privilege('public', d.oid, 'connect')
-        or t.verified_at is null or t.verified_at < now() - $5 * interval '1 second')
-    end
-order by t.verified_at nulls first, t.created_at";
+        or d.datdba <> (select oid from pg_roles where rolname = coalesce($4, current_user))
+        or d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false)
+        or (coalesce(t.verified_at, 'epoch'), t.key) <= ({cut}))
+    end";
+
+const MAKING: &str = "t.state = 'requested' and t.database_oid is null as making";
+const BUSY: &str = "coalesce(t.leased_until > now(), false)";
+
+/// Verifications are spread: a periodic sweep takes those that are older than half of `sweep.verify_every`, and of these, the longest
+/// unverified first, only so many that twice the number would get through all tenants in that time. So all are looked at in time, and no two
+/// sweeps need differ much even where all were verified at one moment. By hand it takes all that are overdue.
+const CUT: &str = "
+cut as (
+    select at, key from (
+        select coalesce(verified_at, 'epoch') as at, key from tenantd.tenant
+        where state = 'ready' and work = 'idle' and (migration_set is null or migration_set <> all ($3))
+        and coalesce(verified_at, 'epoch') < now() - $6 * case when $7 then 1 else 0.5 end * interval '1 second'
+        order by 1, 2
+        limit case when not $7 then
+            (2 * ceil((select count(*) from tenantd.tenant where state = 'ready') * $10 / $6))::bigint end
+    ) longest order by 1 desc, 2 desc limit 1
+)";
+
+/// In one statement with everything else that a sweep asks at its start, so that one with nothing to do asks nothing more.
+fn start_sql(table: Option<&Table>) -> String {
+    let (missing, requested) = match table {
+        Some(table) => (
+            format!("{}, ", request_missing_sql(table)),
+            "case when exists (select from held) then 0 else (select count(*) from missing) end",
+        ),
+        None => (String::new(), "0::bigint"),
+    };
+    format!(
+        "with {missing} {CUT},
+         needing as materialized (select t.key, {MAKING}, {BUSY} as busy {needing})
+         select s.*, c.key, c.making from (
+             select {requested} as requested,
+                 exists (select from tenantd.tenant where migration_set <> all ($11) and state <> 'deleted') as unknown,
+                 (select count(*) from tenantd.tenant where migration_set = any ($3) and state = 'ready') as newer,
+                 exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
+                 (select count(*) from needing where not busy) as needing,
+                 (select count(*) from needing where busy) as busy,
+                 (select at from cut) as cut_at, (select key from cut) as cut_key
+         ) s left join (select key, making from needing where not busy order by key limit $12) c on true
+         order by c.key",
+        needing = NEEDING.replace("{cut}", "select at, key from cut"),
+    )
+}
+
+fn page_sql() -> String {
+    let needing = NEEDING.replace("{cut}", "$8, $9");
+    format!("select t.key, {MAKING} {needing} and not {BUSY} and t.key > $13 order by t.key limit $12")
+}
 
 impl Registry {
     /// Inserts a row for each user without a tenant: what the trigger missed, due at once. Users from before, who could not be read until
@@ -71,38 +163,65 @@ impl Registry {
     ///
     /// # Errors
     /// The signup table cannot be read whole; see [`signup::request_missing`].
-    pub async fn request_missing(&self, table: &signup::Table, prefix: &str) -> Result<signup::Missing> {
-        let mut session = self.session().await?;
-        signup::request_missing(&mut session, table, prefix).await
+    pub async fn request_missing(&self, table: &Table, prefix: &str) -> Result<signup::Missing> {
+        signup::request_missing(&*self.session().await?, table, prefix).await
     }
 
-    /// All tenants that need a look, those looked at longest ago first.
+    /// Begins a sweep, in one query: inserts a row for each user of `table` without a tenant, as [`Registry::request_missing`] does, and
+    /// tells what there is to do, with the first page of the tenants that need a look. It connects to no tenant; with nothing to do it writes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The main database cannot be reached, or `table` cannot be read: without it the rest can be had.
+    pub async fn begin_sweep(&self, table: Option<&Table>, prefix: &str, expected: &Expected) -> Result<Start> {
+        let rows = self.ask(&start_sql(table), prefix, expected, &Cut::default(), "").await?;
+        let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
+        let number = |name| field::<i64>(row, name).map(|number| usize::try_from(number).unwrap_or(0));
+        let candidates = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<String>>("key"), Ok(None)));
+        Ok(Start {
+            requested: field(row, "requested")?,
+            unknown: field(row, "unknown")?,
+            newer: field(row, "newer")?,
+            strays: field(row, "strays")?,
+            needing: number("needing")?,
+            busy: number("busy")?,
+            cut: Cut { at: field(row, "cut_at")?, key: field(row, "cut_key")? },
+            candidates: candidates.map(candidate).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The next page of the tenants that need a look: those whose keys come after `after`, so that none is met twice in one sweep.
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn candidates(&self, expected: &Expected) -> Result<Vec<Candidate>> {
-        let rows = self
-            .session()
+    pub async fn candidates_after(&self, after: &str, cut: &Cut, expected: &Expected) -> Result<Vec<Candidate>> {
+        self.ask(&page_sql(), "", expected, cut, after).await?.iter().map(candidate).collect()
+    }
+
+    async fn ask(&self, sql: &str, prefix: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
+        let page = i64::try_from(expected.page).unwrap_or(i64::MAX);
+        let (verify_every, every) = (expected.verify_every.as_secs_f64(), expected.every.as_secs_f64());
+        let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
+            (&prefix, Type::TEXT),
+            (&expected.migration_set, Type::TEXT),
+            (&expected.newer, Type::TEXT_ARRAY),
+            (&expected.owner, Type::TEXT),
+            (&expected.access, Type::TEXT),
+            (&verify_every, Type::FLOAT8),
+            (&expected.by_hand, Type::BOOL),
+            (&cut.at, Type::TIMESTAMPTZ),
+            (&cut.key, Type::TEXT),
+            (&every, Type::FLOAT8),
+            (&expected.known, Type::TEXT_ARRAY),
+            (&page, Type::INT8),
+            (&after, Type::TEXT),
+        ];
+        self.session()
             .await?
-            .query_typed(
-                CANDIDATES,
-                &[
-                    (&expected.migration_set, Type::TEXT),
-                    (&expected.newer, Type::TEXT_ARRAY),
-                    (&expected.owner, Type::TEXT),
-                    (&expected.access, Type::TEXT),
-                    (&expected.verify_every.as_secs_f64(), Type::FLOAT8),
-                    (&expected.by_hand, Type::BOOL),
-                ],
-            )
+            .query_typed(sql, &parameters)
             .await
             .doing(|| "look for tenants that need work".to_owned())
-            .map_err(damaged)?;
-        rows.iter()
-            .map(|row| {
-                Ok(Candidate { key: field(row, "key")?, making: field(row, "making")?, busy: field(row, "busy")? })
-            })
-            .collect()
+            .map_err(damaged)
     }
 
     /// How many tenants have a migration set newer than ours.
@@ -141,4 +260,8 @@ impl Registry {
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
         Ok(Room { tenants: field(row, "tenants")?, last_hour: field(row, "last_hour")? })
     }
+}
+
+fn candidate(row: &Row) -> Result<Candidate> {
+    Ok(Candidate { key: field(row, "key")?, making: field(row, "making")? })
 }

@@ -189,7 +189,7 @@ impl Metrics {
             report.made,
             report.migrated,
             unchanged,
-            report.failed.len(),
+            report.failures,
             report.busy,
             newer,
             report.braked,

@@ -4,6 +4,7 @@
 pub mod support;
 
 mod at_commit;
+mod bounds;
 mod claims;
 mod conflicts;
 mod connect;
@@ -34,5 +35,6 @@ mod spares;
 pub mod sql;
 mod status;
 mod sweeping;
+mod sweeping_many;
 mod templates;
 mod tidy;

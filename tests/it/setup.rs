@@ -275,6 +275,7 @@ async fn the_application_sees_the_view_and_nothing_else() {
         let statement = statement
             .replace("wait(text,interval)", "wait('a', '0')")
             .replace("request_again(text[])", "request_again('{a}')")
+            .replace("hand_over_at_commit(text[],text,text)", "hand_over_at_commit('{}', 'a', 'a')")
             .replace("name_spare(text,text,text,text)", "name_spare('a', 'a', 'a', 'a')")
             .replace(
                 "hand_over(text[],bigint[],text,text[],text[],text,text)",

@@ -6,7 +6,8 @@ use tenantd::error::Kind;
 use tenantd::provision::spare::{discard_spare, make_spare};
 use tenantd::provision::{Outcome, fresh, reconcile, template};
 use tenantd::registry::claim::{Claim, Most};
-use tenantd::tenant::Marker;
+use tenantd::registry::spares::{Serving, Taken};
+use tenantd::tenant::{Marker, spare_name};
 use tokio_postgres::Client;
 
 use crate::fleet::{Fleet, enter, execute, half_made, row, write_migrations};
@@ -140,12 +141,14 @@ async fn the_two_ways_of_taking_never_take_the_same() {
         }
         let second = claims.pop().expect("two").remove(0);
         let first = claims.pop().expect("one");
+        let (unused, set, shape) = (spare_name(), fleets[1].context.set.id(), fleets[1].context.shape());
+        let serving = Serving { newer: &[], migration_set: &set, shape: &shape };
         let (named, taken) = tokio::join!(
             fresh::hand_over(&fleets[0].context, first),
-            fleets[1].registry().take_spare(&second, "tenant_owner"),
+            fleets[1].registry().take_spare(&second, &unused, "tenant_owner", &serving),
         );
-        let taken = taken.expect("an answer");
-        assert_eq!(named.0.len() + usize::from(taken.is_some()), 1, "round {round}: {:?} and {taken:?}", named.0);
+        let taken = matches!(taken.expect("an answer"), Taken::Spare(_));
+        assert_eq!(named.0.len() + usize::from(taken), 1, "round {round}: {:?} and {taken:?}", named.0);
         for claim in named.1 {
             let outcome = reconcile(&fleets[0].context, claim).await.outcome;
             assert!(matches!(outcome, Outcome::Ready { made: true, .. }), "{outcome:?}");

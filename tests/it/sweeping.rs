@@ -216,6 +216,7 @@ async fn strays_are_dropped() {
     expected.sort();
     assert_eq!(left, expected.join(","));
     fleet.registry().release(&claim, Duration::ZERO).await.expect("give back");
+    fleet.registry().put_down(&claim);
     let report = fleet.sweep().await;
     assert_eq!((report.strays, report.made), (1, 1), "{report:?}");
     fleet.close().await;

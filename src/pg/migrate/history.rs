@@ -4,7 +4,6 @@
 use std::fmt::Write as _;
 
 use crate::pg::quote;
-use jiff::Timestamp;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::{Error, Kind, Result};
@@ -24,24 +23,20 @@ pub struct History {
 pub struct AppliedRow {
     /// Which migration.
     pub entry: Entry,
-    /// When it was first begun, by the server's clock.
-    pub started_at: Timestamp,
-    /// When it came to its end; `None`: unfinished.
-    pub applied_at: Option<Timestamp>,
+    /// Whether it came to its end.
+    pub finished: bool,
     /// How many of its statements are done.
     pub statements_done: usize,
-    /// How long the last run took. `None` on an unfinished row: it is running, or its runner vanished in the middle of a statement;
+    /// How long the last run took, of a file without a transaction. `None` on an unfinished row: it is running, or its runner vanished in the middle of a statement;
     /// with a value there the run ended by itself, and the statement not counted was not done.
     pub duration_ms: Option<i64>,
-    /// Who ran it last.
-    pub applied_by: String,
 }
 
 impl AppliedRow {
     /// What comparing needs of it.
     #[must_use]
     pub fn recorded(&self) -> Recorded {
-        Recorded { entry: self.entry.clone(), finished: self.applied_at.is_some() }
+        Recorded { entry: self.entry.clone(), finished: self.finished }
     }
 }
 
@@ -73,7 +68,10 @@ impl History {
     }
 
     /// The same; `None` when the table is not there.
-    pub(super) async fn look(&self, client: &Client) -> Result<Option<Vec<AppliedRow>>> {
+    ///
+    /// # Errors
+    /// As for [`History::read`].
+    pub async fn look(&self, client: &Client) -> Result<Option<Vec<AppliedRow>>> {
         match client.simple_query(&self.select()).await {
             Ok(messages) => rows(&messages).map(Some),
             Err(error) if error.code().is_some_and(|code| code.code() == "42P01") => Ok(None),
@@ -83,11 +81,6 @@ impl History {
 
     pub(super) fn name(&self) -> String {
         format!("{}.{}", quote::identifier(&self.schema), quote::identifier(&self.table))
-    }
-
-    /// Whether `table` is this one's, without its schema, as the server names it in an error.
-    pub(super) fn is_called(&self, table: Option<&str>) -> bool {
-        table == Some(&self.table)
     }
 
     /// The key of the lock that whoever migrates the schema holds.
@@ -119,13 +112,11 @@ impl History {
         sql
     }
 
+    /// Columns as they are and in no order: each operator and function that a statement names is looked up in the catalogue, which a
+    /// connection made a moment ago has not read yet. Of a short connection that is what costs.
     pub(super) fn select(&self) -> String {
-        // The operator by its schema: one that somebody made in public might fit the types better, and would run as us.
-        let microseconds = |time| format!("(extract(epoch from {time}) operator(pg_catalog.*) 1000000)::bigint");
         format!(
-            "select version, name, checksum, {}, {}, statements_done, duration_ms, applied_by from {} order by version",
-            microseconds("started_at"),
-            microseconds("applied_at"),
+            "select version, name, checksum, applied_at is not null, statements_done, duration_ms from {};",
             self.name()
         )
     }
@@ -134,28 +125,24 @@ impl History {
 /// The rows of [`History::select`] among the answers to one message.
 pub(super) fn rows(messages: &[SimpleQueryMessage]) -> Result<Vec<AppliedRow>> {
     let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) if row.len() == 8 => Some(row),
+        SimpleQueryMessage::Row(row) if row.len() == 6 => Some(row),
         _ => None,
     });
-    rows.map(|row| {
+    let rows = rows.map(|row| {
         read_row(row).ok_or_else(|| Error::new(Kind::Drift, "the history holds a row that tenantd cannot have written"))
-    })
-    .collect()
+    });
+    let mut rows = rows.collect::<Result<Vec<_>>>()?;
+    rows.sort_unstable_by_key(|row| row.entry.version);
+    Ok(rows)
 }
 
 fn read_row(row: &SimpleQueryRow) -> Option<AppliedRow> {
-    let time = |index| row.get(index).map(|text| Timestamp::from_microsecond(text.parse().ok()?).ok());
     let entry =
         Entry { version: row.get(0)?.parse().ok()?, name: row.get(1)?.to_owned(), checksum: row.get(2)?.to_owned() };
     Some(AppliedRow {
         entry,
-        started_at: time(3)??,
-        applied_at: match time(4) {
-            Some(time) => Some(time?),
-            None => None,
-        },
-        statements_done: row.get(5)?.parse().ok()?,
-        duration_ms: row.get(6).and_then(|text| text.parse().ok()),
-        applied_by: row.get(7)?.to_owned(),
+        finished: row.get(3)? == "t",
+        statements_done: row.get(4)?.parse().ok()?,
+        duration_ms: row.get(5).and_then(|text| text.parse().ok()),
     })
 }

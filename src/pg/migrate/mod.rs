@@ -113,8 +113,26 @@ impl Executor<'_> {
         C: Borrow<Client>,
         Connecting: Future<Output = Result<C>>,
     {
+        let rows = if self.fresh { None } else { self.history.look(client).await? };
+        self.go_on(client, rows, connect_again).await
+    }
+
+    /// The same where the history was read a moment ago: `rows`, or `None` for no table. It is not read again but under the lock, where it
+    /// counts.
+    ///
+    /// # Errors
+    /// As for [`Executor::apply`].
+    pub async fn go_on<C, Connecting>(
+        &self,
+        client: &mut Client,
+        mut rows: Option<Vec<AppliedRow>>,
+        connect_again: impl Fn() -> Connecting,
+    ) -> Result<Applied>
+    where
+        C: Borrow<Client>,
+        Connecting: Future<Output = Result<C>>,
+    {
         let mut ran = Vec::new();
-        let mut rows = if self.fresh { None } else { self.history.look(client).await? };
         let mut pending = self.pending(rows.as_deref().unwrap_or_default())?;
         while let Some(next) = pending.first() {
             let done = match next.mode {
@@ -153,7 +171,7 @@ impl Executor<'_> {
     }
 
     async fn transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<bool> {
-        let (transaction, mut rows) = self.begin_with_lock(client, table_is_there).await?;
+        let mut rows = self.begin_with_lock(client, table_is_there).await?;
         if !table_is_there {
             let create = self.history.create(&self.protect_from) + &self.history.select();
             let answer = client.simple_query(&create).await;
@@ -164,21 +182,21 @@ impl Executor<'_> {
             return Ok(false);
         }
         // Both are on their way at once, the file first: if it fails, the second finds the transaction aborted and does nothing.
-        let finish = self.finish(next, &transaction);
+        let finish = self.finish(next);
         let (file, finish) = join(send(client, &next.sql), client.batch_execute(&finish)).await;
         if let Err((error, done)) = file {
             let failed = split(&next.sql).get(done).map(|statement| statement.offset);
             return Err(of_sql(next, &error, Statement { offset: 0, text: &next.sql }, failed));
         }
-        finish.map(|()| true).map_err(|error| self.at_the_end(next, &error))
+        finish.map(|()| true).map_err(|error| Self::at_the_end(next, &error))
     }
 
-    /// Begins a transaction that holds the lock: its id, and what is applied. Never waits in the server.
-    async fn begin_with_lock(&self, client: &Client, table_is_there: bool) -> Result<(String, Vec<AppliedRow>)> {
+    /// Begins a transaction that holds the lock, and tells what is applied. Never waits in the server.
+    async fn begin_with_lock(&self, client: &Client, table_is_there: bool) -> Result<Vec<AppliedRow>> {
         let mut begin = format!(
             "begin isolation level read committed;
              set local lock_timeout = {}; set local statement_timeout = {};
-             select pg_catalog.pg_try_advisory_xact_lock({}), pg_catalog.txid_current();
+             select pg_catalog.pg_try_advisory_xact_lock({});
              {}",
             milliseconds(self.lock_timeout),
             milliseconds(self.statement_timeout),
@@ -188,12 +206,13 @@ impl Executor<'_> {
         if table_is_there {
             begin.push_str(&self.history.select());
         }
+        begin.push_str("savepoint tenantd_migration;");
         let started = Instant::now();
         loop {
             let answer = client.simple_query(&begin).await;
             let answer = answer.doing(|| "begin a migration".to_owned()).map_err(of_ours)?;
-            if let (Some("t"), Some(transaction)) = (first_value(&answer, 0), first_value(&answer, 1)) {
-                return Ok((transaction.to_owned(), history::rows(&answer)?));
+            if first_value(&answer, 0) == Some("t") {
+                return history::rows(&answer);
             }
             client.batch_execute("rollback").await.doing(|| "end a try for a lock".to_owned())?;
             self.pause(started).await?;
@@ -217,15 +236,16 @@ impl Executor<'_> {
         format!("{how} {role};")
     }
 
-    /// Writes the history row and commits, if this is still `transaction`; else the row has no version and is refused.
-    fn finish(&self, migration: &Migration, transaction: &str) -> String {
+    /// Writes the history row and commits, if the savepoint tells that this is still the transaction that we began. A savepoint, since it
+    /// is the cheapest thing that ends with its transaction and that a file's own RESET leaves alone.
+    ///
+    /// How long it took is not written: from `started_at` to `applied_at`. To compute it here would cost more than the rest of the row.
+    fn finish(&self, migration: &Migration) -> String {
         format!(
-            "{role}
-             insert into {history}
-                 (version, name, checksum, started_at, applied_at, statements_done, duration_ms, applied_by)
-             select case when pg_catalog.txid_current() = {transaction} then {version} end, {name}, {checksum},
-                 pg_catalog.now(), pg_catalog.clock_timestamp(), {statements},
-                 (extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.now()) operator(pg_catalog.*) 1000)::bigint, {by};
+            "release savepoint tenantd_migration;
+             {role}
+             insert into {history} (version, name, checksum, started_at, applied_at, statements_done, applied_by)
+             values ({version}, {name}, {checksum}, pg_catalog.now(), pg_catalog.clock_timestamp(), {statements}, {by});
              commit;
              {RESET}",
             role = self.role("set local role"),
@@ -239,12 +259,10 @@ impl Executor<'_> {
     }
 
     /// Why the history row could not be committed.
-    fn at_the_end(&self, migration: &Migration, error: &tokio_postgres::Error) -> Error {
+    fn at_the_end(migration: &Migration, error: &tokio_postgres::Error) -> Error {
         let file = &migration.file;
-        let without_version = error.as_db_error().is_some_and(|said| {
-            said.code().code() == "23502" && said.column() == Some("version") && self.history.is_called(said.table())
-        });
-        if without_version {
+        // No such savepoint, or no transaction at all.
+        if error.code().is_some_and(|code| ["3B001", "25P01"].contains(&code.code())) {
             let message =
                 format!("{file} brings its own COMMIT or ROLLBACK: it is not recorded, what it committed itself stays");
             return Error::new(Kind::Migration, message)

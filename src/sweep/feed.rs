@@ -1,0 +1,168 @@
+//! What the lanes of a sweep take from: the tenants that need a look, read page by page and claimed a few at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::in_time;
+use crate::error::{Error, Kind, Result};
+use crate::provision::{Context, template};
+use crate::registry::claim::Claim;
+use crate::registry::sweep::{Candidate, Cut, Expected, Start};
+
+/// The tenants of one sweep. Lanes share it and take turns.
+pub(super) struct Feed {
+    context: Arc<Context>,
+    expected: Expected,
+    cut: Cut,
+    /// The last key of the page that was read last; `None`: no page comes after it.
+    after: Option<String>,
+    /// Those of the page that are still to be claimed.
+    keys: VecDeque<String>,
+    /// Claimed, and waiting for a lane.
+    claims: VecDeque<Claim>,
+    /// How many more tenants the brakes let be made; `None`: not asked yet.
+    room: Option<i64>,
+    /// Tenants that the brakes hold back.
+    pub(super) braked: usize,
+    /// Tenants that wait for a template.
+    pub(super) waiting: usize,
+    /// Why the template of the newest migrations could not be had, if so; the last good one may serve.
+    pub(super) template: Option<Error>,
+    /// Tenants that turned out to be in somebody else's hands, since this was last taken.
+    pub(super) busy: usize,
+}
+
+impl Feed {
+    /// With the first page.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub(super) async fn new(context: Arc<Context>, expected: Expected, start: Start) -> Result<Feed> {
+        let mut feed = Feed {
+            context,
+            expected,
+            cut: start.cut,
+            after: None,
+            keys: VecDeque::new(),
+            claims: VecDeque::new(),
+            room: None,
+            braked: 0,
+            waiting: 0,
+            template: None,
+            busy: 0,
+        };
+        feed.put(start.candidates).await?;
+        Ok(feed)
+    }
+
+    /// The next tenant, claimed; `None` when all have been given out.
+    ///
+    /// As many are claimed at once as there are lanes, and no sooner than they are needed, so that leases do not run out in the queue.
+    ///
+    /// # Errors
+    /// The main database cannot be reached. Nothing is lost: the next call tries the same again.
+    pub(super) async fn next(&mut self) -> Result<Option<Claim>> {
+        loop {
+            if let Some(claim) = self.claims.pop_front() {
+                if let Some(claim) = self.refresh(claim).await? {
+                    return Ok(Some(claim));
+                }
+            } else if !self.keys.is_empty() {
+                let lanes = self.context.config.sweep.parallel.min(self.keys.len());
+                let keys: Vec<String> = self.keys.iter().take(lanes).cloned().collect();
+                let claims = self.context.registry.claim_keys(&keys, self.context.config.work.lease).await?;
+                self.keys.drain(..lanes);
+                self.busy += lanes - claims.len();
+                self.claims.extend(claims);
+            } else if let Some(after) = self.after.clone() {
+                let page = self.context.registry.candidates_after(&after, &self.cut, &self.expected);
+                self.put(in_time(page).await?).await?;
+            } else {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether every tenant has been given out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.claims.is_empty() && self.keys.is_empty() && self.after.is_none()
+    }
+
+    /// Gives back what was claimed and not taken.
+    pub(super) async fn give_back(&mut self) {
+        if self.claims.is_empty() {
+            return;
+        }
+        let registry = &self.context.registry;
+        for claim in self.claims.drain(..) {
+            registry.put_down(&claim);
+        }
+        registry.owe();
+        if let Err(error) = registry.release_owed().await {
+            tracing::debug!(error = error.chain(), "leases of a sweep that ended early were not given back yet");
+        }
+    }
+
+    /// A claim that waited behind long migrations gets its lease renewed, and is looked at again. `None` when the lease was lost: the tenant
+    /// is to be claimed anew.
+    async fn refresh(&mut self, mut claim: Claim) -> Result<Option<Claim>> {
+        let registry = &self.context.registry;
+        if claim.until > Instant::now() + claim.lease * 2 / 3 {
+            return Ok(Some(claim));
+        }
+        match registry.renew(&claim).await {
+            Ok(until) => {
+                (claim.until, claim.seen) = (until, None);
+                Ok(Some(claim))
+            }
+            Err(error) if error.kind() == Kind::LeaseLost => {
+                registry.put_down(&claim);
+                self.keys.push_front(claim.key);
+                Ok(None)
+            }
+            Err(error) => {
+                self.claims.push_front(claim);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a page, without the tenants that cannot be made now.
+    async fn put(&mut self, page: Vec<Candidate>) -> Result<()> {
+        if self.room.is_none() && page.iter().any(|candidate| candidate.making) {
+            self.prepare_to_make().await?;
+        }
+        let full = page.len() == self.expected.page;
+        self.after = page.last().filter(|_| full).map(|candidate| candidate.key.clone());
+        let makes = self.template.is_none() || self.context.supply.is_served();
+        for Candidate { key, making } in page {
+            if making && !makes {
+                self.waiting += 1;
+            } else if making && !self.take_room() {
+                self.braked += 1;
+            } else {
+                self.keys.push_back(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes room for one more tenant; false where the brakes leave none.
+    fn take_room(&mut self) -> bool {
+        let room = self.room.get_or_insert(0);
+        *room -= 1;
+        *room >= 0
+    }
+
+    /// Sees to it that there is a template, and asks how many tenants may be made. Without any template they wait.
+    async fn prepare_to_make(&mut self) -> Result<()> {
+        match template::ensure(&self.context).await {
+            Ok(()) => {}
+            Err(error) if error.kind().is_out_of_reach() => return Err(error),
+            Err(error) => self.template = Some(error),
+        }
+        self.room = Some(self.context.room(self.context.registry.room().await?));
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! A sweep: choose every tenant that is missing, due, behind or unverified, and reconcile each. Periodic and by hand are the same code.
+
+mod feed;
+mod lanes;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use self::feed::Feed;
+use crate::error::{Error, Kind, Result};
+use crate::provision::spare::drop_strays;
+use crate::provision::{Context, Ended, Outcome};
+use crate::registry::sets::Relations;
+use crate::registry::signup::Table;
+use crate::registry::sweep::{Expected, Start};
+use crate::tasks::Tasks;
+
+/// So many of the tenants that failed are kept with their reasons; thousands may fail at the same migration.
+const FAILED_KEPT: usize = 100;
+
+/// So many candidates are read at a time for each lane: enough that a page is small work beside its tenants.
+const PAGE_OF_LANE: usize = 32;
+
+/// The longest that a question to the main database may take, with a large signup table to be read. More is no answer any more.
+const ANSWER: Duration = Duration::from_mins(10);
+
+/// What a sweep did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Users without a tenant that were found in the signup table.
+    pub requested: u64,
+    /// Why the signup table could not be read whole, if so.
+    pub unread: Option<Error>,
+    /// Tenants that needed a look.
+    pub chosen: usize,
+    /// Databases made.
+    pub made: usize,
+    /// Tenants in which migrations ran.
+    pub migrated: usize,
+    /// Tenants that were looked at and are as they should be now, those made and migrated among them.
+    pub ready: usize,
+    /// How many tenants failed.
+    pub failures: usize,
+    /// Of these, those that are out of tries.
+    pub parked: usize,
+    /// The first hundred of them, each with why.
+    pub failed: Vec<Failed>,
+    /// Tenants that somebody else is working on.
+    pub busy: usize,
+    /// Tenants that have migrations which this tenantd does not carry: left alone.
+    pub newer: i64,
+    /// Requested tenants that the brakes (`tenant.max`, `tenant.max_per_hour`) hold back.
+    pub braked: usize,
+    /// Why no tenant could be made of the newest migrations, for want of their template, if so.
+    pub template: Option<Error>,
+    /// Half-made databases that nobody was making, dropped.
+    pub strays: u64,
+    /// The server's failure that ended the sweep early.
+    pub server: Option<Error>,
+    /// Tenants that were chosen and not reached, because the sweep ended early.
+    pub unreached: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A tenant that a sweep could not bring to what is desired.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its key.
+    pub key: String,
+    /// Why.
+    pub error: Error,
+    /// Whether it is out of tries.
+    pub parked: bool,
+}
+
+/// How a sweep runs.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// A person asked: failing and parked tenants are tried now.
+    pub by_hand: bool,
+    /// Ends the sweep after the tenants in hand.
+    pub stop: CancellationToken,
+}
+
+impl Report {
+    /// Whether everything is as it should be.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.failures == 0
+            && self.server.is_none()
+            && self.unreached == 0
+            && self.newer == 0
+            && self.unread.is_none()
+            && self.braked == 0
+            && self.template.is_none()
+    }
+
+    fn count(&mut self, key: String, outcome: Outcome) {
+        match outcome {
+            Outcome::Ready { made, migrated } => {
+                self.ready += 1;
+                self.made += usize::from(made);
+                self.migrated += usize::from(!made && !migrated.is_empty());
+            }
+            Outcome::Failed { error, parked } => self.fail(Failed { key, error, parked }),
+            Outcome::Left(error) if error.kind() == Kind::Newer => self.newer += 1,
+            Outcome::Left(error) if error.kind() == Kind::Braked => self.braked += 1,
+            Outcome::Left(_) => self.busy += 1,
+            Outcome::Server(error) => self.fail(Failed { key, error, parked: false }),
+        }
+    }
+
+    fn fail(&mut self, failed: Failed) {
+        self.failures += 1;
+        self.parked += usize::from(failed.parked);
+        if self.failed.len() < FAILED_KEPT {
+            self.failed.push(failed);
+        }
+    }
+}
+
+/// Sweeps the fleet. `tell` hears of each tenant's end (`None`: somebody else works on it), with the number ended and the number chosen.
+///
+/// # Guarantees
+/// Goes on past failures: one tenant's failure never holds up another, and none is met twice. Safe beside running daemons: every tenant is
+/// claimed. With nothing to do it is one query on the main database and no connection to a tenant. What it holds in memory does not grow
+/// with the number of tenants.
+///
+/// # Errors
+/// The main database cannot be reached, or the migration set is refused as a whole: then no tenant was touched.
+pub async fn sweep(
+    context: &Arc<Context>,
+    table: &Table,
+    tasks: &Tasks,
+    run: &Run,
+    mut tell: impl FnMut(Option<&Ended>, usize, usize),
+) -> Result<Report> {
+    let began = Instant::now();
+    let mut report = Report::default();
+    let (start, expected) = begin(context, table, run, &mut report).await?;
+    if start.strays {
+        report.strays = in_time(drop_strays(&context.registry)).await?;
+    }
+    (report.newer, report.busy, report.chosen) = (start.newer, start.busy, start.needing);
+    if start.needing > 0 {
+        let feed = Feed::new(Arc::clone(context), expected, start).await?;
+        lanes::run(context, tasks, run, feed, &mut report, &mut tell).await;
+    }
+    report.took = began.elapsed();
+    Ok(report)
+}
+
+/// Asks what there is to do: once, as long as nothing is found that changes the question.
+async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<(Start, Expected)> {
+    let prefix = &context.config.tenant.prefix;
+    let mut expected = expected(context, &context.relations, run.by_hand);
+    // What was refused when this context was made may have been mended.
+    if !context.relations.refused.is_empty() {
+        expected.know(&relate(context).await?);
+    }
+    let mut start = match in_time(context.registry.begin_sweep(Some(table), prefix, &expected)).await {
+        Ok(start) => start,
+        // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry.
+        Err(error) if error.code().is_some_and(|code| code.starts_with("42") || code == "0A000") => {
+            report.unread = unread(context, table).await?;
+            in_time(context.registry.begin_sweep(None, prefix, &expected)).await?
+        }
+        Err(error) => return Err(error),
+    };
+    report.requested = u64::try_from(start.requested).unwrap_or(0);
+    // A newer tenantd may have come since this one began, and its tenants are not to be looked at one by one.
+    if start.unknown {
+        expected.know(&relate(context).await?);
+    }
+    if start.unknown || start.requested > 0 {
+        start = in_time(context.registry.begin_sweep(None, prefix, &expected)).await?;
+    }
+    Ok((start, expected))
+}
+
+/// Why the signup table cannot be read, which keeps the sweep from nothing else.
+async fn unread(context: &Context, table: &Table) -> Result<Option<Error>> {
+    match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
+        Ok(_) => Ok(None),
+        Err(error) if matches!(error.kind(), Kind::Rights | Kind::Usage) => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
+}
+
+async fn relate(context: &Context) -> Result<Relations> {
+    let relations = in_time(context.registry.relate(&context.set, context.config.tenant.out_of_order)).await?;
+    if relations.refused.is_empty() {
+        return Ok(relations);
+    }
+    Err(Error::new(Kind::Drift, relations.refused.join(" "))
+        .context("the migration set is refused, no tenant is touched"))
+}
+
+/// A network that swallows packets without a word must not hold sweeps up for ever.
+async fn in_time<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::Unreachable, format!("the main database gave the sweep no answer within {ANSWER:?}")))
+    })
+}
+
+fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected {
+    Expected {
+        migration_set: context.set.id(),
+        newer: relations.newer.clone(),
+        known: relations.known.clone(),
+        owner: context.config.tenant.owner.clone(),
+        access: context.access(),
+        verify_every: context.config.sweep.verify_every,
+        every: context.config.sweep.every,
+        by_hand,
+        page: PAGE_OF_LANE * context.config.sweep.parallel,
+    }
+}
