@@ -23,7 +23,7 @@ pub(crate) async fn measure(size: Size) -> Results {
     let mut tenants = 0;
     for burst in BURSTS {
         let (mut refilling, mut quiet) = (Samples::default(), Samples::default());
-        for _ in 0..size.pick(2, 8) {
+        for _ in 0..size.pick(1, 8) {
             stage.spares(SPARES).await;
             tenants += burst;
             stage.sign_up(burst).await;

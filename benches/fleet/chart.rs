@@ -65,7 +65,7 @@ fn bar(svg: &mut String, top: f64, measure: &Measure) {
     let full = yardstick.map_or(own, |figure| own.max(figure.value).min(own * 4.0)).max(f64::MIN_POSITIVE);
     let length = |amount: f64| (amount.max(0.0) / full).min(1.0) * BAR;
     let name = format!("{}  {}", measure.line, measure.what);
-    text(svg, 32.0, top + 17.0, "", &shortened(&name, 66));
+    text(svg, 32.0, top + 17.0, "", &shortened(&name, 60));
     let (word, colour) = if measure.reached() == Some(true) { ("reached", GOOD) } else { ("not reached", BAD) };
     let ratio = measure.ratio().map_or_else(String::new, |ratio| format!("{} × the yardstick, ", plain(ratio.value)));
     text(svg, 32.0, top + 33.0, &format!("font-size=\"11\" fill=\"{colour}\""), &format!("{ratio}{word}"));
@@ -138,16 +138,16 @@ fn growth(svg: &mut String, top: f64, curves: &[Curve]) {
             );
             let _ = writeln!(svg, "<circle cx=\"{at:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>", y(took.value));
         }
-        if let Some((tenants, took)) = curve.points.last() {
-            let told = format!("{}: {} ms", curve.name, plain(took.value));
-            text(
-                svg,
-                x(count(*tenants)) + 14.0,
-                y(took.value) + 4.0,
-                &format!("fill=\"{colour}\" font-size=\"12\""),
-                &told,
-            );
-        }
+    }
+    // From below upwards, none nearer to the one before than a line is high.
+    let mut ends: Vec<_> =
+        curves.iter().zip(CURVES).filter_map(|(curve, colour)| Some((curve, colour, curve.points.last()?.1))).collect();
+    ends.sort_by(|(_, _, one), (_, _, other)| one.value.total_cmp(&other.value));
+    let mut above = f64::INFINITY;
+    for (curve, colour, took) in ends {
+        above = (y(took.value) + 4.0).min(above - 16.0);
+        let told = format!("{}: {} ms", curve.name, plain(took.value));
+        text(svg, right + 14.0, above, &format!("fill=\"{colour}\" font-size=\"12\""), &told);
     }
 }
 

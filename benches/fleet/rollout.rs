@@ -118,7 +118,7 @@ async fn near(number: usize, rounds: usize) -> Vec<Measure> {
 }
 
 async fn far(size: Size) -> Vec<Measure> {
-    let mut fleet = Fleet::made(size.pick(64, 200)).await;
+    let mut fleet = Fleet::made(size.pick(32, 200)).await;
     let server = Arc::clone(fleet.stage.database.server());
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Mode::Delay(DELAY));

@@ -32,7 +32,7 @@ async fn one_by_one(size: Size) -> Vec<Measure> {
     let mut application = stage.application().await;
     let mut worker = Worker::start(&Stage::on(stage.database.server()).await.database).await;
     let (mut ours, mut heard, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
-    let (rounds, signups) = size.pick((5, 16), (10, 30));
+    let (rounds, signups) = size.pick((5, 12), (10, 30));
     for _ in 0..rounds {
         let (mut keys, mut hearing) = (Vec::new(), Vec::new());
         stage.spares(SPARES * 3 / 4).await;
