@@ -153,7 +153,7 @@ pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended
     }
     reach(Point::Looked);
     let done: Vec<_> = unrecorded.iter().map(|tenant| (&tenant.claim, &tenant.done)).collect();
-    let recorded = context.registry.record_all_done(&done).instrument(step_span("record")).await;
+    let recorded = context.registry.record_done(&done).instrument(step_span("record")).await;
     let outcomes: Vec<Outcome> = match recorded {
         Ok(recorded) => {
             let outcome = |(tenant, recorded): (&Unrecorded, Result<()>)| match recorded {

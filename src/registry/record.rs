@@ -22,19 +22,12 @@ from without_fsync, unnest($2::text[], $3::int8[], $4::int8[], $5::text[], $6::t
 where t.key = d.key and t.attempt = d.attempt and t.leased_by = $1 returning t.key";
 
 impl Registry {
-    /// Records that the tenant is as it should be, and gives the lease back.
-    ///
-    /// # Errors
-    /// [`Kind::LeaseLost`](crate::error::Kind::LeaseLost) when somebody else has the tenant by now: nothing was written.
-    pub async fn record_done(&self, claim: &Claim, done: &Done) -> Result<()> {
-        self.record_all_done(&[(claim, done)]).await?.into_iter().collect()
-    }
-
-    /// The same for several tenants in one statement; what became of each, in their order.
+    /// Records in one statement that the claimed tenants are as they should be, and gives their leases back. What became of each, in their
+    /// order: [`Kind::LeaseLost`](crate::error::Kind::LeaseLost) for one that somebody else has by now, of which nothing was written.
     ///
     /// # Errors
     /// The main database cannot be reached: of none is it known whether it was recorded.
-    pub async fn record_all_done(&self, done: &[(&Claim, &Done)]) -> Result<Vec<Result<()>>> {
+    pub async fn record_done(&self, done: &[(&Claim, &Done)]) -> Result<Vec<Result<()>>> {
         let keys: Vec<&str> = done.iter().map(|(claim, _)| claim.key.as_str()).collect();
         let attempts: Vec<i64> = done.iter().map(|(claim, _)| claim.attempt).collect();
         let versions: Vec<Option<i64>> = done.iter().map(|(_, done)| done.version).collect();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Feed;
@@ -16,8 +17,8 @@ use crate::tasks::Tasks;
 /// So many failures of the server in a row end a sweep: it is not one tenant's database that is refused.
 const SERVER_FAILURES: usize = 5;
 
-/// What is done within so long is recorded in one statement.
-const TOGETHER: Duration = Duration::from_millis(20);
+/// What is done within so long is recorded in one statement: to plan it costs more than the rows do.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// The most that is recorded in one statement.
 const AT_ONCE: usize = 64;
@@ -111,9 +112,10 @@ async fn settle(
 ) -> Vec<(Option<Ended>, bool)> {
     let to_record = |told: &Told| matches!(told, Told::Brought(Brought::Unrecorded(_)));
     if batch.iter().any(to_record) {
-        tokio::time::sleep(TOGETHER).await;
+        let deadline = Instant::now() + TOGETHER;
+        // Nothing comes any more when all lanes have ended.
         while batch.len() < AT_ONCE
-            && let Ok(more) = told.try_recv()
+            && let Ok(Some(more)) = timeout_at(deadline, told.recv()).await
         {
             batch.push(more);
         }

@@ -131,7 +131,7 @@ async fn of_a_batch_only_what_was_lost_is_not_written() {
     execute(&database, &overtake).await;
     let before = (row(&database, &keys[1]).await, row(&database, &keys[2]).await);
     let batch: Vec<_> = claims.iter().map(|claim| (claim, &done)).collect();
-    let recorded = fleet.registry().record_all_done(&batch).await.expect("the server answers");
+    let recorded = fleet.registry().record_done(&batch).await.expect("the server answers");
     let lost: Vec<_> = recorded.into_iter().map(|one| one.err().map(|error| error.kind())).collect();
     assert_eq!(lost, [None, Some(Kind::LeaseLost), Some(Kind::LeaseLost), None]);
     assert_eq!((row(&database, &keys[1]).await, row(&database, &keys[2]).await), before);
