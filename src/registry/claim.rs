@@ -1,7 +1,7 @@
 //! Claims: taking due tenants for a limited time. What became of them is `record`'s.
 //!
 //! Every write after a claim names its attempt, so that a daemon which lost its lease writes nothing, and who claimed: `attempt` only grows,
-//! but a claim is not waited for until it is on disk ([`WITHOUT_FSYNC`]), and after a crash of the server the next claim may bear its number.
+//! but a claim is not waited for until it is on disk (`WITHOUT_FSYNC`), and after a crash of the server the next claim may bear its number.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
