@@ -148,7 +148,8 @@ impl Intake {
                 }
                 Err(error) => {
                     unreachable += 1;
-                    if unreachable == 1 {
+                    // A daemon that ends closes its connections under whoever still uses them.
+                    if unreachable == 1 && !self.stop.is_cancelled() {
                         tell_once(
                             &error,
                             "the registry cannot be read; signups go on, and their tenants come when it can",

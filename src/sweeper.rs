@@ -13,6 +13,7 @@ use crate::lanes::tell_outcome;
 use crate::notices;
 use crate::provision::{Context, Ended};
 use crate::registry::signup::Table;
+use crate::retry::WAIT;
 use crate::sweep::{Report, Run, sweep};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -53,7 +54,7 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps now, then periodically, until stopped.
     pub async fn run(mut self) {
-        let (mut failures, mut unread) = (0, false);
+        let (mut failures, mut unread, mut busy) = (0, false, 0);
         while !self.stop.is_cancelled() {
             let context = self.context.borrow_and_update().clone();
             match self.sweep_while_beating(&context).await {
@@ -61,6 +62,7 @@ impl Sweeper {
                     failures = 0;
                     self.tell(&report, unread);
                     unread = report.unread.is_some();
+                    busy = if report.busy > 0 { busy + 1 } else { 0 };
                 }
                 Err(error) if error.kind() == Kind::Drift => self.conditions.set(MIGRATION_SET, error.chain()),
                 Err(error) => {
@@ -75,7 +77,13 @@ impl Sweeper {
                 }
             }
             let every = context.config.sweep.every;
-            self.wait(if failures == 0 { every } else { every.min(AGAIN) }).await;
+            self.wait(match (failures, busy) {
+                (0, 0) => every,
+                // Whoever had them may be dead, or may have made them of a template that was the newest when it began.
+                (0, busy) => every.min(WAIT.delay(busy)),
+                _ => every.min(AGAIN),
+            })
+            .await;
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::take_in::{AT_ONCE, TAKE_IN};
 use super::{Registry, answered, field};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
@@ -110,13 +111,6 @@ const SEEN: &str =
 pub(super) const WITHOUT_FSYNC: &str =
     "with without_fsync as materialized (select set_config('synchronous_commit', 'off', true))";
 
-/// So many signups are taken in by one statement: a few milliseconds' work, for which those that have a tenant already wait.
-const AT_ONCE: i64 = 1000;
-
-fn take_in() -> String {
-    format!("{WITHOUT_FSYNC} select tenantd.take_in($1) as taken from without_fsync")
-}
-
 /// How many tenants a look may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Most {
@@ -153,22 +147,6 @@ pub enum Again {
 }
 
 impl Registry {
-    /// Makes tenants of all signups that were not taken in yet. Returns how many there were.
-    ///
-    /// # Errors
-    /// The main database cannot be reached, or the registry is damaged. What was taken in until then stays.
-    pub async fn take_all_in(&self) -> Result<i64> {
-        let mut all = 0;
-        loop {
-            let rows = self.query(&take_in(), &[(&AT_ONCE, Type::INT8)], || "take signups in".to_owned()).await?;
-            let taken = rows.first().map_or(Ok(0), |row| field(row, "taken"))?;
-            all += taken;
-            if taken < AT_ONCE {
-                return Ok(all);
-            }
-        }
-    }
-
     /// Makes tenants of new signups, and takes due tenants: signups first, each kind the longest due first.
     ///
     /// One round trip; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
@@ -192,8 +170,7 @@ impl Registry {
             (&count(most.lanes), Type::INT8),
         ];
         let session = self.session().await?;
-        let take_in = take_in();
-        let asked_for = session.query_after((&take_in, &[(&AT_ONCE, Type::INT8)]), (&claim, &parameters));
+        let asked_for = session.query_after((TAKE_IN, &[(&AT_ONCE, Type::INT8)]), (&claim, &parameters));
         let rows = answered(&session, async { asked_for.await.doing(|| "claim due tenants".to_owned()) }).await;
         let rows = rows.map_err(damaged);
         let spares = rows.as_deref().unwrap_or_default().first().map_or(Ok(false), |row| field(row, "spare_at_hand"));

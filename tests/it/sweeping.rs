@@ -126,6 +126,7 @@ async fn by_hand_means_now() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[]).await;
     sign_up(&database, 2).await;
+    assert_eq!(fleet.context.registry.take_all_in().await.expect("take in"), 2);
     execute(
         &database,
         "update tenantd.tenant set failures = 4, due_at = now() + interval '5 min', error_kind = 'other', error_text = 'x', work = 'failing'",
