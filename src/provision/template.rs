@@ -157,7 +157,7 @@ async fn close(context: &Context, name: &str) -> Result<()> {
 async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     let settings = &context.config.tenant;
     let application_name = "tenantd:template";
-    let mut session = context.server.connect(Some(name), application_name).await?;
+    let mut session = step("connect", context.server.connect(Some(name), application_name)).await?;
     step("extensions", extend(context, &session, name)).await?;
     let grants = grants(context.owner(), &settings.use_roles);
     let granted =

@@ -153,7 +153,7 @@ async fn a_hang_up_reads_the_migrations_again() {
     write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
     daemon.hang_up();
     until("all have the second", SOON, async || all_have(&database, 2).await).await;
-    assert!(pages.ready_is(200, "").await);
+    until("readiness", SOON, async || pages.ready_is(200, "").await).await;
 
     write_migrations(folder.path(), &[("0003_third.sql", "create table third ();"), ("fourth.sql", "select 4;")]);
     daemon.hang_up();
@@ -165,7 +165,7 @@ async fn a_hang_up_reads_the_migrations_again() {
     std::fs::remove_file(folder.path().join("fourth.sql")).expect("mend the folder");
     daemon.hang_up();
     until("all have the third", SOON, async || all_have(&database, 3).await).await;
-    assert!(pages.ready_is(200, "").await, "{:?}", pages.get("/readyz").await);
+    until("readiness again", SOON, async || pages.ready_is(200, "").await).await;
     let said = daemon.lines().iter().filter(|line| line.contains("nothing was reloaded")).count();
     assert_eq!(said, 1);
     assert!(daemon.terminate().await.success());

@@ -53,7 +53,7 @@ async fn every_step_is_told_with_its_duration() {
     })
     .await;
     let steps = told(&warm);
-    for step in ["create", "open", "extensions", "grant", "migrate", "close", "complete"] {
+    for step in ["create", "open", "connect", "extensions", "grant", "migrate", "close", "complete"] {
         assert!(steps.contains(&format!("template:{step}")), "{step}: {steps:?}");
     }
     for step in ["spare", "spare:announce", "spare:create", "spare:keep", "template", "hand_over"] {
