@@ -20,7 +20,6 @@ create table if not exists tenantd.registry (
     created_at timestamptz not null default now()
 );
 
--- As domains and not as checks of the table: those cost every signup a little, these nothing, since its row has the defaults.
 do $$
 begin
     create domain tenantd.state as text check (value in ('requested', 'ready', 'deleting', 'deleted'));
@@ -60,9 +59,14 @@ create table if not exists tenantd.tenant (
     ready_at timestamptz
 );
 
--- Both are partial so that a signup, which has neither a name nor anything but work due, pays for as little as can be.
 create unique index if not exists tenant_name on tenantd.tenant (name) where name is not null;
 create index if not exists tenant_due on tenantd.tenant (due_at) where work in ('due', 'failing');
+
+-- What the trigger writes: signups that no daemon has seen yet, each a narrow row without an index, which is the least that a signup can cost.
+create table if not exists tenantd.signup (
+    key text not null,
+    signed_up_at timestamptz not null default clock_timestamp()
+);
 
 -- Every migration set that ever ran, whole: what a tenant has is compared with it without a connection to the tenant.
 create table if not exists tenantd.migration_set (
@@ -258,7 +262,12 @@ select key, name, state, work, version, cluster, failures,
        case when error_kind is not null then error_kind || ': ' || error_text end as last_error,
        ready_at
 from tenantd.tenant
-where state <> 'deleted';
+where state <> 'deleted'
+union all
+select key, null, 'requested'::tenantd.state, 'due'::tenantd.work, null, 'main', 0, null, null
+from tenantd.signup s
+where not exists (select from tenantd.tenant t where t.key = s.key and t.state <> 'deleted')
+group by key;
 
 -- Waits until the tenant is ready, parked (a person must look) or the time is over, and returns its state; null when there is no such tenant.
 -- Without a time (null) it waits as long as by default.
@@ -272,7 +281,7 @@ declare
     seen record;
 begin
     loop
-        select t.state, t.work into seen from tenantd.tenant t where t.key = wait.key and t.state <> 'deleted';
+        select t.state, t.work into seen from tenantd.tenants t where t.key = wait.key;
         if seen.state = 'ready' or seen.work = 'parked' or clock_timestamp() >= deadline then
             return seen.state;
         end if;
@@ -283,21 +292,47 @@ end
 $$;
 revoke all on function tenantd.wait(text, interval) from public;
 
--- Tenants that were deleted and whose key signs up again. Called by the trigger only when it met a key that it knew.
-create or replace function tenantd.request_again(keys text[]) returns bigint
+-- Makes tenants of keys that signed up, and of deleted ones that did so again. Returns these; keys that have a tenant already are passed over.
+create or replace function tenantd.request(keys text[], since timestamptz[]) returns setof text
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    with asked as (
+        select a.key, min(a.since) as since from unnest(request.keys, request.since) a (key, since) group by a.key
+    ), fresh as (
+        insert into tenantd.tenant (key, due_at, created_at) select key, since, since from asked
+        on conflict (key) do nothing returning key
+    ), again as (
+        update tenantd.tenant t
+        set state = 'requested', work = 'due', due_at = asked.since, failures = 0, name = null, version = null, migrated_at = null,
+            migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null, created_at = asked.since,
+            error_kind = null, error_text = null, error_sqlstate = null, error_step = null
+        from asked where t.key = any (request.keys) and t.key = asked.key and t.state = 'deleted'
+        returning t.key
+    )
+    select key from fresh union all select key from again
+$$;
+revoke all on function tenantd.request(text[], timestamptz[]) from public;
+
+-- Makes tenants of so many signups. Its commit need not be waited for: a crash of the server that loses it puts the signups back.
+create or replace function tenantd.take_in(most bigint) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    requested bigint;
+    keys text[];
+    since timestamptz[];
 begin
-    update tenantd.tenant t
-    set state = 'requested', work = 'due', due_at = now(), failures = 0, name = null, version = null, migrated_at = null,
-        migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null, created_at = now(),
-        error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-    where t.key = any (keys) and t.state = 'deleted';
-    get diagnostics requested = row_count;
-    return requested;
+    with taken as (
+        delete from tenantd.signup
+        where ctid = any (array(select s.ctid from tenantd.signup s limit most for update skip locked))
+        returning key, signed_up_at
+    )
+    select array_agg(taken.key), array_agg(taken.signed_up_at) into keys, since from taken;
+    if keys is not null then
+        perform tenantd.request(keys, since);
+    end if;
+    return coalesce(cardinality(keys), 0);
 end
 $$;
-revoke all on function tenantd.request_again(text[]) from public;
+revoke all on function tenantd.take_in(bigint) from public;

@@ -7,10 +7,13 @@
 //! # The way through
 //!
 //! ```text
-//! INSERT users ─trigger─▶ tenantd.tenant (requested) ─doorbell─▶ daemon: claim ─▶ observe ─▶ plan ─▶ apply ─▶ record: ready
-//!                                                       ▲                                                       │
-//!                         poll tick · sweep · retry due ┘                      NOTIFY tenantd_ready ◀────────────┘
+//! INSERT users ─trigger─▶ tenantd.signup ─doorbell─▶ daemon: take in, claim ─▶ observe ─▶ plan ─▶ apply ─▶ record: ready
+//!                                                    ▲                                                        │
+//!                      poll tick · sweep · retry due ┘                       NOTIFY tenantd_ready ◀────────────┘
 //! ```
+//!
+//! The trigger writes a narrow row without an index, which is what costs a crowd of signups least. Every look of a daemon, and every sweep, first
+//! takes in what stands there: each becomes a row of `tenantd.tenant` (requested). The view `tenantd.tenants` shows both.
 //!
 //! Level-triggered: whatever wakes the daemon only says "look". The registry row is the truth. Signup, retry, sweep and `--sweep-once`
 //! are several ways in and one way through: [`provision::reconcile`], the only way a tenant ever changes.
@@ -42,6 +45,7 @@
 //! | signup table | the application's table that a signup inserts into |
 //! | registry | schema `tenantd` in the main database |
 //! | tenant, key | a row of the registry and its database; what the application calls it |
+//! | take in | to make a tenant of a signup that the trigger wrote down |
 //! | doorbell | how the trigger wakes a daemon that sleeps |
 //! | claim, lease, attempt | a tenant taken for a limited time; every write after it names the attempt |
 //! | migration set | the ordered migrations that a daemon carries; its SHA-256 is its id |

@@ -9,10 +9,11 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::{Registry, field};
+use super::{Registry, answered, field};
 use crate::error::{Error, Kind, Result};
+use crate::pg::Doing;
 use crate::plan::Database;
 use crate::tenant::{Marker, State, Work};
 
@@ -109,6 +110,13 @@ const SEEN: &str =
 pub(super) const WITHOUT_FSYNC: &str =
     "with without_fsync as materialized (select set_config('synchronous_commit', 'off', true))";
 
+/// So many signups are taken in by one statement: a few milliseconds' work, for which those that have a tenant already wait.
+const AT_ONCE: i64 = 1000;
+
+fn take_in() -> String {
+    format!("{WITHOUT_FSYNC} select tenantd.take_in($1) as taken from without_fsync")
+}
+
 /// How many tenants a look may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Most {
@@ -145,9 +153,25 @@ pub enum Again {
 }
 
 impl Registry {
-    /// Takes due tenants: signups first, each kind the longest due first.
+    /// Makes tenants of all signups that were not taken in yet. Returns how many there were.
     ///
-    /// One statement; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
+    /// # Errors
+    /// The main database cannot be reached, or the registry is damaged. What was taken in until then stays.
+    pub async fn take_all_in(&self) -> Result<i64> {
+        let mut all = 0;
+        loop {
+            let rows = self.query(&take_in(), &[(&AT_ONCE, Type::INT8)], || "take signups in".to_owned()).await?;
+            let taken = rows.first().map_or(Ok(0), |row| field(row, "taken"))?;
+            all += taken;
+            if taken < AT_ONCE {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Makes tenants of new signups, and takes due tenants: signups first, each kind the longest due first.
+    ///
+    /// One round trip; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
@@ -155,23 +179,23 @@ impl Registry {
         let asked = Instant::now();
         let count = |number| i64::try_from(number).unwrap_or(i64::MAX / 2);
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
-        let rows = self
-            .query(
-                &format!("{CLAIM_DUE}{RETURNING}, (select at_hand > 0 from spares) as spare_at_hand"),
-                &[
-                    (&count(most.room), Type::INT8),
-                    (&count(most.making), Type::INT8),
-                    (&count(most.by_spares), Type::INT8),
-                    (&lease.as_secs_f64(), Type::FLOAT8),
-                    (&self.worker, Type::TEXT),
-                    (&self.id, Type::UUID),
-                    (&self.knows, Type::INT8),
-                    (&in_hand, Type::TEXT_ARRAY),
-                    (&count(most.lanes), Type::INT8),
-                ],
-                || "claim due tenants".to_owned(),
-            )
-            .await;
+        let claim = format!("{CLAIM_DUE}{RETURNING}, (select at_hand > 0 from spares) as spare_at_hand");
+        let parameters: [(&(dyn ToSql + Sync), Type); 9] = [
+            (&count(most.room), Type::INT8),
+            (&count(most.making), Type::INT8),
+            (&count(most.by_spares), Type::INT8),
+            (&lease.as_secs_f64(), Type::FLOAT8),
+            (&self.worker, Type::TEXT),
+            (&self.id, Type::UUID),
+            (&self.knows, Type::INT8),
+            (&in_hand, Type::TEXT_ARRAY),
+            (&count(most.lanes), Type::INT8),
+        ];
+        let session = self.session().await?;
+        let take_in = take_in();
+        let asked_for = session.query_after((&take_in, &[(&AT_ONCE, Type::INT8)]), (&claim, &parameters));
+        let rows = answered(&session, async { asked_for.await.doing(|| "claim due tenants".to_owned()) }).await;
+        let rows = rows.map_err(damaged);
         let spares = rows.as_deref().unwrap_or_default().first().map_or(Ok(false), |row| field(row, "spare_at_hand"));
         let spare_at_hand = spares.inspect_err(|_| self.owe())?;
         let claims = self.taken(rows, asked, lease)?;

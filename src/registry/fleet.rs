@@ -111,7 +111,11 @@ pub struct BellHolder {
     pub daemon: bool,
 }
 
-const COUNTS: &str = "select state, work, count(*) as tenants from tenantd.tenant group by 1, 2 order by 1, 2";
+/// Signups that are still to be taken in are tenants too.
+const COUNTS: &str = "
+select state, work, count(*) as tenants from (
+    select state::text, work::text from tenantd.tenant union all select 'requested', 'due' from tenantd.signup
+) t group by 1, 2 order by 1, 2";
 
 const VERSIONS: &str = "
 select version, max(migrated_at) as migrated_at, count(*) as tenants,
@@ -132,11 +136,13 @@ select now() as at,
        (select count(*) from unmade join pg_database d on d.datname = unmade.name where not lives) as strays,
        (select error_kind || ': ' || error_text from tenantd.template
         where completed_at is null and retired_at is null and error_text is not null order by created_at desc limit 1) as template_failure,
-       (select extract(epoch from now() - min(created_at))::float8 from tenantd.tenant
-        where state = 'requested' and work in ('due', 'failing')) as waiting,
-       (select extract(epoch from now() - min(due_at))::float8 from tenantd.tenant
-        where work = 'due' and due_at <= now() and (leased_until is null or leased_until <= now())) as overdue,
-       pg_notification_queue_usage() as queue";
+       extract(epoch from now() - least(
+           (select min(created_at) from tenantd.tenant where state = 'requested' and work in ('due', 'failing')), new.since))::float8 as waiting,
+       extract(epoch from now() - least(
+           (select min(due_at) from tenantd.tenant
+            where work = 'due' and due_at <= now() and (leased_until is null or leased_until <= now())), new.since))::float8 as overdue,
+       pg_notification_queue_usage() as queue
+from (select min(signed_up_at) as since from tenantd.signup) new";
 
 const DAEMONS: &str = "
 select distinct split_part(application_name, ' ', 2) as daemon from pg_stat_activity

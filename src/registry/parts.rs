@@ -7,11 +7,12 @@ use super::field;
 use crate::error::Result;
 use crate::pg::Doing;
 
-const TABLES: [&str; 8] =
-    ["migration", "registry", "tenant", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
-const FUNCTIONS: [&str; 5] = [
+const TABLES: [&str; 9] =
+    ["migration", "registry", "tenant", "signup", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
+const FUNCTIONS: [&str; 6] = [
     "wait(text, interval)",
-    "request_again(text[])",
+    "request(text[], timestamp with time zone[])",
+    "take_in(bigint)",
     "name_spare(text, text, text, text)",
     "hand_over_at_commit(text[], text, text)",
     "hand_over(text[], bigint[], text, text[], text[], text, text)",

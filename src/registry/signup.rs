@@ -141,24 +141,18 @@ impl<'a> Function<'a> {
     #[must_use]
     pub fn body(&self) -> String {
         let ring = if self.notify { include_str!("sql/ring.sql") } else { "" };
-        let (declare, before, after, count, hand_over) = match self.hand_over {
-            None => ("", "", "", "get diagnostics written = row_count;", String::new()),
-            Some(HandOver { prefix, owner }) => (
-                "    keys text[];\n",
-                "with fresh as (",
-                " returning key)\n            select array_agg(fresh.key) into keys from fresh",
-                "written := coalesce(cardinality(keys), 0);",
-                include_str!("sql/hand_over.sql")
+        let (declare, write) = match self.hand_over {
+            None => ("", include_str!("sql/write_down.sql").to_owned()),
+            Some(HandOver { prefix, owner }) => {
+                let write = include_str!("sql/hand_over.sql")
                     .replace("{prefix}", &quote::literal(prefix))
-                    .replace("{owner}", &quote::literal(owner)),
-            ),
+                    .replace("{owner}", &quote::literal(owner));
+                ("    keys text[] := '{}';\n", write)
+            }
         };
         include_str!("sql/signup.sql")
             .replace("{declare}", declare)
-            .replace("{before}", before)
-            .replace("{after}", after)
-            .replace("{count}", count)
-            .replace("{hand_over}", &hand_over)
+            .replace("{write}", &write)
             .replace("{ring}", ring)
             .replace("{id}", self.id)
     }
@@ -308,7 +302,7 @@ pub struct Missing {
 /// Inserts a row for each user of the signup table that has none: due, or, the first time that the table can be read, held.
 ///
 /// Users from before the trigger are held so that installing beside many fills no disk by surprise. Where only the tenant table was lost, the
-/// tenants whose databases stand are due: their markers tell whose they are.
+/// tenants whose databases stand are due: their markers tell whose they are. Signups that are still to be taken in are not missing.
 ///
 /// # Errors
 /// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
@@ -341,7 +335,7 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
                  then 'held' else 'due' end
              from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u
              left join tenantd.tenant t on t.key = u.key
-             where t.key is null
+             where t.key is null and not exists (select from tenantd.signup s where s.key = u.key)
              on conflict (key) do nothing returning key
          ), held as (
              update tenantd.registry set users_held_at = now() where users_held_at is null returning one

@@ -59,6 +59,8 @@ pub struct Candidate {
 pub struct Start {
     /// Users without a tenant, who have a due row now. They are not among the candidates yet.
     pub requested: i64,
+    /// Whether there are signups to be taken in; see [`Registry::take_all_in`].
+    pub signups: bool,
     /// Whether some tenant has a set that is not among the known ones.
     pub unknown: bool,
     /// Tenants that have a set newer than ours.
@@ -139,7 +141,7 @@ fn start_sql(table: Option<&Table>) -> String {
         "with {missing} {CUT},
          needing as materialized (select t.key, {MAKING}, {BUSY} as busy {needing})
          select s.*, c.key, c.making from (
-             select {requested} as requested,
+             select {requested} as requested, exists (select from tenantd.signup) as signups,
                  exists (select from tenantd.tenant where migration_set <> all ($11) and state <> 'deleted') as unknown,
                  (select count(*) from tenantd.tenant where migration_set = any ($3) and state = 'ready') as newer,
                  exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
@@ -180,6 +182,7 @@ impl Registry {
         let candidates = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<String>>("key"), Ok(None)));
         Ok(Start {
             requested: field(row, "requested")?,
+            signups: field(row, "signups")?,
             unknown: field(row, "unknown")?,
             newer: field(row, "newer")?,
             strays: field(row, "strays")?,

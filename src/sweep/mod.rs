@@ -175,7 +175,10 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     if start.unknown {
         expected.know(&relate(context).await?);
     }
-    if start.unknown || start.requested > 0 {
+    if start.signups {
+        in_time(context.registry.take_all_in()).await?;
+    }
+    if start.unknown || start.signups || start.requested > 0 {
         start = in_time(context.registry.begin_sweep(None, prefix, &expected)).await?;
     }
     Ok((start, expected))

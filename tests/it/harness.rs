@@ -149,6 +149,7 @@ async fn the_audit_finds_each_thing() {
     let (one, two) = (format!("{}one", database.prefix()), format!("{}two", database.prefix()));
     let registry = "create table tenantd.tenant (key text, name text, state text, leased_until timestamptz);
                     create table tenantd.spare (name text, made_at timestamptz);
+                    create table tenantd.signup (key text);
                     create table tenantd.template (name text, completed_at timestamptz);
                     insert into tenantd.tenant values ('gone', 'no_such_database', 'ready', now() - interval '1 s');";
     client.batch_execute(registry).await.expect("make a registry");

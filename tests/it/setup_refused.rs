@@ -158,7 +158,9 @@ async fn a_part_that_was_dropped_is_made_again() {
     for dropped in [
         "view tenantd.tenants",
         "function tenantd.wait(text, interval)",
-        "function tenantd.request_again(text[])",
+        "function tenantd.request(text[], timestamptz[])",
+        "function tenantd.take_in(bigint)",
+        "table tenantd.signup",
         "function tenantd.signup()",
         "table tenantd.migration",
         "table tenantd.migration_set",

@@ -20,10 +20,10 @@ fn is(state: &str, work: &str) -> (String, String) {
     (state.to_owned(), work.to_owned())
 }
 
-/// A session that holds the registry's table, as a careless administrator or a VACUUM FULL would.
+/// A session that holds the tables of the registry that signups need, as a careless administrator or a VACUUM FULL would.
 async fn lock_registry(database: &TestDatabase) -> Client {
     let locker = database.superuser().await;
-    run(&locker, "begin; lock table tenantd.tenant in access exclusive mode").await;
+    run(&locker, "begin; lock table tenantd.tenant, tenantd.signup in access exclusive mode").await;
     locker
 }
 
@@ -153,8 +153,9 @@ async fn a_short_statement_timeout_does_not_abort_a_signup() {
     database.finish().await;
 }
 
-/// Goal: without table `tenantd.tenant` signups go on; the next install makes it again, tenants whose databases stand come back as they were,
-/// and users of the gap are held. Method: drop it with a tenant that holds a row.
+/// Goal: without table `tenantd.tenant`, or `tenantd.signup`, signups go on; the next install makes it again, tenants whose databases stand come
+/// back as they were, signups that were written down are requested, users of the gap are held. Method: drop first one, then both, with a tenant
+/// that holds a row.
 #[tokio::test]
 async fn a_dropped_tenant_table_loses_no_tenant() {
     let database = TestDatabase::new().await;
@@ -168,6 +169,17 @@ async fn a_dropped_tenant_table_loses_no_tenant() {
     let before: u32 = one(&admin, &oid).await;
 
     run(&admin, "drop table tenantd.tenant cascade").await;
+    let written_down = database.sign_up("written-down@example.org").await;
+    assert_eq!(warnings(&database), [""; 0]);
+    let error = fleet.try_sweep(true).await.expect_err("no table");
+    assert!(error.kind() == Kind::Registry && error.advice().is_some(), "{}", error.chain());
+    fleet.close().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    assert_eq!(stands(&database, &written_down).await, Some(is("requested", "due")));
+    let report = fleet.sweep().await;
+    assert_eq!((report.ready, report.made, report.failed.len()), (2, 1, 0), "{report:?}");
+
+    run(&admin, "drop table tenantd.tenant, tenantd.signup cascade").await;
     let gap = database.sign_up("gap@example.org").await;
     assert!(warnings(&database)[0].contains("does not exist"), "{:?}", warnings(&database));
     let error = fleet.try_sweep(true).await.expect_err("no table");
@@ -178,7 +190,7 @@ async fn a_dropped_tenant_table_loses_no_tenant() {
     assert_eq!(stands(&database, &first).await, Some(is("requested", "due")));
     assert_eq!(stands(&database, &gap).await, Some(is("requested", "held")));
     let report = fleet.sweep().await;
-    assert_eq!((report.ready, report.made, report.failed.len()), (1, 0, 0), "{report:?}");
+    assert_eq!((report.ready, report.made, report.failed.len()), (2, 0, 0), "{report:?}");
     assert_eq!(stands(&database, &first).await, Some(is("ready", "idle")));
     assert_eq!(one::<u32>(&admin, &oid).await, before);
     let kept: String = one(&database.tenant_superuser(&name).await, "select message from log_message").await;

@@ -23,9 +23,9 @@ async fn replace_users(database: &TestDatabase, tables: &[&str], create: &str) {
     }
 }
 
-/// How many registry rows there are, and by how many statements they were written.
+/// How many signups were written down, and by how many statements.
 async fn written(database: &TestDatabase) -> (i64, i64) {
-    let count = "select count(*), count(distinct (xmin::text, cmin::text)) from tenantd.tenant";
+    let count = "select count(*), count(distinct (xmin::text, cmin::text)) from tenantd.signup";
     let row = database.superuser().await.query_one(count, &[]).await.expect("count");
     (row.get(0), row.get(1))
 }
@@ -84,19 +84,18 @@ async fn every_statement_requests_what_it_inserts() {
     database.finish().await;
 }
 
-/// Goal: a statement of no rows does nothing at all, and an upsert that inserts nobody does not ring. Method: the first under a locked
-/// registry, without a warning; the second prepared for a two-phase commit, which Postgres refuses to whoever has rung.
+/// Goal: a statement that inserts nobody writes nothing and does not ring. Method: whether its transaction got an id; a two-phase commit, which
+/// Postgres refuses to whoever has rung.
 #[tokio::test]
-async fn a_statement_that_inserts_nobody_neither_waits_nor_rings() {
+async fn a_statement_that_inserts_nobody_neither_writes_nor_rings() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[("signup.notify", "true")]).await;
-    let (app, locker) = (database.app().await, database.superuser().await);
+    let app = database.app().await;
     run(&app, "insert into public.users (email) values ('a')").await;
-    run(&locker, "begin; lock table tenantd.tenant in access exclusive mode").await;
-    run(&app, "insert into public.users (email) select 'x' where false").await;
-    run(&app, "insert into public.users (email) values ('a') on conflict do nothing").await;
-    run(&locker, "rollback").await;
-    assert_eq!(warnings(&database), [""; 0]);
+    run(&app, "begin; insert into public.users (email) select 'x' where false").await;
+    assert!(one::<bool>(&app, "select pg_current_xact_id_if_assigned() is null").await);
+    run(&app, "insert into public.users (email) values ('a') on conflict do nothing; commit").await;
+    assert_eq!((written(&database).await.0, warnings(&database).len()), (1, 0));
 
     let sleeper = database.tenantd().await;
     run(&sleeper, "select pg_advisory_lock(20250, 1)").await;
@@ -134,7 +133,7 @@ async fn a_partitioned_table_is_seen_through_parent_and_leaves() {
     assert_eq!(written(&database).await.0, 5);
 
     let locker = database.superuser().await;
-    run(&locker, "begin; lock table tenantd.tenant in access exclusive mode").await;
+    run(&locker, "begin; lock table tenantd.signup in access exclusive mode").await;
     run(&app, "insert into public.users (email, region) select n::text, 'eu' from generate_series(1, 20) n").await;
     run(&locker, "rollback").await;
     assert_eq!(warnings(&database).len(), 1);
@@ -247,6 +246,7 @@ async fn a_deleted_tenant_that_signs_up_again_is_requested_anew() {
     let delete = "delete from public.users; update tenantd.tenant set state = 'deleted', work = 'idle', version = 1, failures = 3";
     let again = format!("insert into public.users (id, email) values ('{key}', 'again@example.org')");
     run(&admin, &again).await;
+    assert_eq!(fleet.context.registry.take_all_in().await.expect("take in"), 1);
     for by_row in [false, true] {
         if by_row {
             run(&admin, "create table public.child () inherits (public.users); grant select (id), trigger on public.child to tenantd").await;
@@ -254,6 +254,7 @@ async fn a_deleted_tenant_that_signs_up_again_is_requested_anew() {
         }
         run(&admin, &format!("{delete} where key = '{key}'")).await;
         run(&admin, &again).await;
+        assert_eq!(fleet.context.registry.take_all_in().await.expect("take in"), 1);
         let row =
             "select (state, work, version is null, failures, due_at <= now())::text from tenantd.tenant where key = ";
         let row: String = one(&admin, &format!("{row}'{key}'")).await;
@@ -343,7 +344,11 @@ async fn the_owner_of_the_signup_table_cannot_act_as_tenantd() {
     assert_eq!((thefts(&app).await.as_str(), warnings(&database).len()), ("none", 0));
     assert_eq!(stands(&database, "x").await.expect("a row").1, "due");
     let admin = database.superuser().await;
-    run(&admin, "delete from tenantd.tenant; update tenantd.registry set users_held_at = null").await;
+    run(
+        &admin,
+        "delete from tenantd.tenant; delete from tenantd.signup; update tenantd.registry set users_held_at = null",
+    )
+    .await;
     let missing = fleet.context.registry.request_missing(&fleet.table, database.prefix()).await.expect("look");
     assert_eq!((missing.users, thefts(&app).await.as_str()), (1, "none"));
     run(

@@ -23,9 +23,9 @@ pub async fn refused(client: &Client, sql: &str) -> String {
     }
 }
 
-/// State and work of every tenant, in order of their keys.
+/// State and work of every tenant and of every signup that is still to be taken in, in order of their keys.
 pub async fn tenants(database: &TestDatabase) -> Vec<(String, String, String)> {
-    let select = "select key, state, work from tenantd.tenant order by key";
+    let select = "select key, state, work from tenantd.tenants order by key";
     let rows = database.superuser().await.query(select, &[]).await.expect("read the registry");
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }

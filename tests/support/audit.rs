@@ -54,7 +54,8 @@ impl Finding {
         match self {
             Finding::UserWithoutTenant => {
                 "select id::text from public.users u
-                 where $1::text is not null and not exists (select from tenantd.tenant t where t.key = u.id::text)"
+                 where $1::text is not null and not exists (select from tenantd.tenant t where t.key = u.id::text)
+                   and not exists (select from tenantd.signup s where s.key = u.id::text)"
             }
             Finding::ReadyWithoutDatabase => {
                 "select key from tenantd.tenant t

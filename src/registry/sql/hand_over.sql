@@ -1,5 +1,12 @@
+        if tg_level = 'STATEMENT' then
+            keys := array(select concat(added.{id}) from added where added.{id} is not null);
+        elsif new.{id} is not null then
+            keys := array[concat(new.{id})];
+        end if;
+        keys := array(select tenantd.request(keys, array_fill(clock_timestamp(), array[cardinality(keys)])));
+        written := cardinality(keys);
         -- At the signup's own commit, for as many as there are spares for; only the others ring.
-        if keys is not null then
+        if written > 0 then
             perform set_config('lock_timeout', least(50, extract(epoch from current_setting('lock_timeout')::interval) * 1000)::int::text, true);
             written := written - tenantd.hand_over_at_commit(keys, {prefix}, {owner});
         end if;

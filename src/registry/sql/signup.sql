@@ -1,6 +1,5 @@
 
 declare
-    wanted bigint := 1;
     written bigint;
 {declare}begin
     -- One wait a transaction: after the first failure nothing is tried again.
@@ -14,31 +13,7 @@ declare
                 greatest(1, (extract(epoch from current_setting('statement_timeout')::interval) * 250)::int)::text, true);
         end if;
         -- concat and not a cast: it is the type's own output, whereas a cast may be a function that the type's owner wrote, run as us.
-        if tg_level = 'STATEMENT' then
-            -- One, or more: for most signups that is all there is to know.
-            select count(*) into wanted from (select from added limit 2) few;
-            if wanted = 0 then
-                return null;
-            end if;
-            {before}insert into tenantd.tenant (key)
-            select concat(added.{id}) from added where added.{id} is not null
-            on conflict (key) do nothing{after};
-            {count}
-            if wanted > 1 then
-                select count(*) into wanted from added;
-            end if;
-            if written < wanted then
-                written := written + tenantd.request_again(array(select concat(added.{id}) from added));
-            end if;
-        else
-            {before}insert into tenantd.tenant (key) select concat(new.{id}) where new.{id} is not null
-            on conflict (key) do nothing{after};
-            {count}
-            if written < wanted then
-                written := tenantd.request_again(array[concat(new.{id})]);
-            end if;
-        end if;
-{hand_over}{ring}    exception when others then
+{write}{ring}    exception when others then
         perform set_config('tenantd.gave_up', 'on', true);
         raise warning 'tenantd: the signup is kept; its tenant will be found by the next sweep: %', sqlerrm using errcode = sqlstate;
     end;
