@@ -102,7 +102,8 @@ impl Keeper {
                 }
                 Err(error) => {
                     memory.failures += 1;
-                    if memory.failures == 1 && !error.kind().is_out_of_reach() && error.kind() != Kind::Template {
+                    let mends_itself = matches!(error.kind(), Kind::Template | Kind::LeaseLost);
+                    if memory.failures == 1 && !error.kind().is_out_of_reach() && !mends_itself {
                         tell_once(&error, "no spares are made just now; tried again");
                     } else {
                         tracing::debug!(error = error.chain(), "templates and spares could not be kept; tried again");

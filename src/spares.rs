@@ -67,7 +67,9 @@ impl Wanted {
     /// A template that nobody needs any more: retired, not as it was left, or of a set behind ours.
     #[must_use]
     pub fn unneeded<'a>(&self, templates: &'a [Template]) -> Option<&'a Template> {
-        let ours = self.current(templates)?;
+        // One whose making was begun anew under another name holds nothing that could serve.
+        let abandoned = |template: &&Template| template.retired && template.completed.is_none();
+        let Some(ours) = self.current(templates) else { return templates.iter().find(abandoned) };
         let since = ours.completed.unwrap_or_default() + OUT_OF_USE;
         let out_of_use = |template: &Template| {
             let old = template.completed.is_some_and(|completed| completed > since);
@@ -124,17 +126,24 @@ pub fn next(wanted: &Wanted, stock: &Stock, target: usize) -> Option<Action> {
         }
     }
     let discard = |spare: &Spare| Action::Discard(spare.name.clone());
-    if let Some(broken) = spares.iter().find(|spare| spare.standing == Standing::Broken) {
-        return Some(discard(broken));
-    }
     let serving = wanted.serving(templates);
     let is_fresh = |spare: &&Spare| serving.is_some_and(|serving| serving.name == spare.template);
     let at_hand = spares.iter().filter(|spare| spare.standing == Standing::AtHand);
     let ready = at_hand.clone().filter(is_fresh).count();
     let busy = spares.iter().filter(|spare| spare.standing == Standing::Busy).filter(is_fresh).count();
-    if let Some(serving) = serving.filter(|_| ready + busy < target) {
-        let least = usize::try_from(wanted.settings.min).unwrap_or(usize::MAX);
-        return Some(Action::Make { template: serving.clone(), urgent: ready.saturating_mul(2) < least });
+    let least = usize::try_from(wanted.settings.min).unwrap_or(usize::MAX);
+    let urgent = ready.saturating_mul(2) < least;
+    let make =
+        serving.filter(|_| ready + busy < target).map(|serving| Action::Make { template: serving.clone(), urgent });
+    // What is dropped waits for a quiet moment, and what is urgent must not wait with it.
+    if make.is_some() && urgent {
+        return make;
+    }
+    if let Some(broken) = spares.iter().find(|spare| spare.standing == Standing::Broken) {
+        return Some(discard(broken));
+    }
+    if make.is_some() {
+        return make;
     }
     if let Some(stale) = at_hand.clone().find(|spare| !is_fresh(spare)) {
         return Some(discard(stale));
@@ -205,6 +214,7 @@ mod tests {
             retired: false,
             whole: true,
             there: true,
+            begun: true,
             spares: 0,
             failures: 0,
             due_in: Duration::ZERO,
@@ -259,6 +269,11 @@ mod tests {
         assert_eq!(told(&[fresh, needed], &at_hand("fresh", &["a", "b"]), 2), "nothing", "it has a clone yet");
         let spares = [at_hand("ours", &["a"]), vec![spare("x", "ours", Standing::Broken)]].concat();
         assert_eq!(told(&[template("ours")], &spares, 2), "discard x");
+        let urgent = [spare("x", "ours", Standing::Broken)];
+        assert_eq!(told(&[template("ours")], &urgent, 2), "make of ours now", "a crowd leaves no moment to drop it in");
+        let abandoned = Template { completed: None, retired: true, name: "abandoned".to_owned(), ..template("ours") };
+        let failed = Template { completed: None, due_in: Duration::from_secs(3), ..template("ours") };
+        assert_eq!(told(&[failed, abandoned], &[], 2), "drop abandoned", "before another serves");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Databases as a whole: looking, making, dropping. What cannot be undone is only ever sent for a random name.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -23,9 +23,6 @@ const LARGE: i64 = 256 * 1024 * 1024;
 /// The first server that copies by its log without known faults: before, a template that had changed was copied wrong, and a base backup
 /// taken meanwhile could not be restored.
 const SOUND_WAL_LOG: i32 = 150_006;
-
-/// How long a connection of ours may take to vanish from a database that is about to be renamed.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Looks at the database `name` from outside: `ours` if its comment is `marker`. `None` when there is none.
 ///
@@ -155,33 +152,6 @@ pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
             Kind::InUse => error.hint("a prepared transaction or a replication slot in it must end first"),
             _ => error,
         })
-}
-
-/// Waits until nobody is connected to the database `name`, which is closed to connections.
-///
-/// RENAME looks for other sessions once and then sleeps a tenth of a second: waiting here until ours is gone is quicker.
-///
-/// # Errors
-/// [`Kind::InUse`] when somebody stays.
-pub async fn wait_until_empty(client: &Client, name: &str) -> Result<()> {
-    let deadline = Instant::now() + LEAVE_TIMEOUT;
-    loop {
-        let there = client
-            .query_typed_opt("select from pg_stat_activity where datname = $1 limit 1", &[(&name, Type::TEXT)])
-            .await
-            .doing(|| format!("look for sessions in database {name:?}"))?;
-        if there.is_none() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(Error::new(
-                Kind::InUse,
-                format!("somebody is connected to the database {name:?} in the making"),
-            )
-            .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_spare_"));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 #[cfg(test)]

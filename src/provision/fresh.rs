@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::step::timed;
 use super::{Context, Ended, Outcome};
 use crate::registry::claim::Claim;
 use crate::registry::hand_over::{Handed, Naming};
@@ -28,8 +29,8 @@ pub async fn hand_over(context: &Context, claims: Vec<Claim>) -> (Vec<Ended>, Ve
         left.extend(fresh);
         return (Vec::new(), left);
     }
-    let span = tracing::debug_span!("hand over", tenants = named.len());
-    let handed = tracing::Instrument::instrument(context.registry.hand_over(&named, context.owner(), None), span).await;
+    let span = tracing::debug_span!("step", step = "hand_over", tenants = named.len());
+    let handed = timed(span, context.registry.hand_over(&named, context.owner(), None)).await;
     let handed = handed.unwrap_or_else(|error| {
         // One by one each has its own wait, and its own way round a spare that somebody is in.
         tracing::debug!(error = error.chain(), "spares could not be handed over together; tried one by one");

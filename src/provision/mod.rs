@@ -4,6 +4,7 @@ mod context;
 mod failure;
 pub mod fresh;
 pub mod spare;
+mod step;
 mod supply;
 pub mod template;
 
@@ -16,6 +17,7 @@ use tracing::Instrument;
 
 pub use self::context::Context;
 use self::failure::{Failure, at, fail, of_tenant, panicked};
+use self::step::step;
 pub use self::supply::{RoomLeft, Supply};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
@@ -153,7 +155,7 @@ pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended
     }
     reach(Point::Looked);
     let done: Vec<_> = unrecorded.iter().map(|tenant| (&tenant.claim, &tenant.done)).collect();
-    let recorded = context.registry.record_done(&done).instrument(step_span("record")).await;
+    let recorded = step("record", context.registry.record_done(&done)).await;
     let outcomes: Vec<Outcome> = match recorded {
         Ok(recorded) => {
             let outcome = |(tenant, recorded): (&Unrecorded, Result<()>)| match recorded {
@@ -188,7 +190,7 @@ fn end(context: &Context, claim: &Claim, outcome: Outcome, began: Instant) -> En
 
 async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Worked, Failure> {
     reach(Point::Claimed);
-    let name = name(context, &mut claim).instrument(step_span("name")).await.map_err(at("name"))?;
+    let name = step("name", name(context, &mut claim)).await.map_err(at("name"))?;
     let access = context.access();
     let marker = Marker::of(context.registry.id, &claim.key).to_string();
     let desired = Desired {
@@ -231,7 +233,7 @@ async fn approach(
 ) -> std::result::Result<Worked, Failure> {
     let mut migrated = Vec::new();
     for _ in 0..LOOKS {
-        let observing = isolation.observe(claim, desired).instrument(step_span("observe"));
+        let observing = step("observe", isolation.observe(claim, desired));
         let observed = observing.await.map_err(of_tenant).map_err(at("observe"))?;
         let here = observed.database.is_some();
         let whole = observed.database.as_ref().is_some_and(|database| database.applied.is_some());
@@ -239,18 +241,18 @@ async fn approach(
         if steps.is_empty() {
             return Ok(Worked::Unrecorded(migrated));
         }
-        for step in &steps {
-            still_leased(claim, until).map_err(at(step.word()))?;
-            if *step == Step::Make {
-                brake(context).await.map_err(at(step.word()))?;
+        for next in &steps {
+            still_leased(claim, until).map_err(at(next.word()))?;
+            if *next == Step::Make {
+                brake(context).await.map_err(at(next.word()))?;
             }
-            let applied = isolation.apply(claim, desired, step).instrument(step_span(step.word())).await;
+            let applied = step(next.word(), isolation.apply(claim, desired, next)).await;
             if let Err(error) = applied {
                 // Of several migrations the first may be in, and usable.
-                let version = if here && matches!(step, Step::Migrate(_)) { isolation.version().await } else { None };
-                return Err(Failure { error: if here { of_tenant(error) } else { error }, step: step.word(), version });
+                let version = if here && matches!(next, Step::Migrate(_)) { isolation.version().await } else { None };
+                return Err(Failure { error: if here { of_tenant(error) } else { error }, step: next.word(), version });
             }
-            match step {
+            match next {
                 Step::Migrate(versions) => migrated.extend(versions),
                 Step::HandOver => return Ok(Worked::Recorded(Outcome::Ready { made: true, migrated })),
                 Step::Grant => claim.access = Some(desired.access.to_owned()),
@@ -268,11 +270,6 @@ async fn approach(
         Kind::Other,
         format!("the tenant does not come to rest: after {LOOKS} looks there is still something to do"),
     )))
-}
-
-/// What a trace of a reconcile is made of. The words are those of `error_step`.
-fn step_span(step: &'static str) -> tracing::Span {
-    tracing::debug_span!("step", step)
 }
 
 /// Refuses to make a database that the brakes do not allow.

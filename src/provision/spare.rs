@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Context;
+use super::step::{step, timed};
 use super::template::stay_keeper;
 use crate::error::{Kind, Result};
 use crate::fail_points::{Point, reach};
@@ -27,6 +28,11 @@ const FORGET_SPARES_AFTER: Duration = Duration::from_hours(2);
 /// [`Kind::Template`] when the template cannot be cloned; those of the server.
 pub async fn make_spare(context: &Context, template: &Template) -> Result<Duration> {
     let name = spare_name();
+    let span = tracing::info_span!("spare", name, template = template.name);
+    timed(span, make(context, template, name)).await
+}
+
+async fn make(context: &Context, template: &Template, name: String) -> Result<Duration> {
     let settings = &context.config.tenant;
     let create = admin::Create {
         name: &name,
@@ -36,13 +42,13 @@ pub async fn make_spare(context: &Context, template: &Template) -> Result<Durati
         strategy: settings.strategy,
         server_version: context.registry.server_version().await?,
     };
-    context.registry.announce_kept_spare(&name, &template.name).await?;
+    step("announce", context.registry.announce_kept_spare(&name, &template.name)).await?;
     reach(Point::SpareAnnounced);
     let began = Instant::now();
     let session = context.registry.session().await?;
     let connect = grant_connect(&name, roles_that_connect(settings));
     let created = tokio::select! {
-        created = admin::create_database(&session, &create, &connect) => created,
+        created = step("create", admin::create_database(&session, &create, &connect)) => created,
         lost = stay_keeper(context) => Err(lost),
     };
     drop(session);
@@ -55,7 +61,7 @@ pub async fn make_spare(context: &Context, template: &Template) -> Result<Durati
         }
         return Err(error);
     }
-    if !context.registry.keep_spare(&name).await? {
+    if !step("keep", context.registry.keep_spare(&name)).await? {
         tracing::debug!(spare = name, "another keeps spares now; this one is dropped by a sweep");
     }
     context.supply.add();
@@ -67,12 +73,17 @@ pub async fn make_spare(context: &Context, template: &Template) -> Result<Durati
 /// # Errors
 /// [`Kind::InUse`] when a prepared transaction or the like holds it: the next sweep tries again. Those of the server.
 pub async fn discard_spare(context: &Context, name: &str) -> Result<()> {
-    if !context.registry.withdraw_spare(name).await? {
+    timed(tracing::info_span!("discard spare", name), discard(context, name)).await
+}
+
+async fn discard(context: &Context, name: &str) -> Result<()> {
+    if !step("withdraw", context.registry.withdraw_spare(name)).await? {
         return Ok(());
     }
     reach(Point::SpareWithdrawn);
-    admin::drop_database(&*context.registry.session().await?, name).await?;
-    context.registry.forget_spare(name).await
+    let session = context.registry.session().await?;
+    step("drop", admin::drop_database(&session, name)).await?;
+    step("forget", context.registry.forget_spare(name)).await
 }
 
 /// Drops databases under random names that nobody is making: what died daemons left. Returns how many.

@@ -1,12 +1,13 @@
 //! Templates: built once for a migration set, cloned for every tenant, dropped when nobody needs them any more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::step::{step, timed};
 use super::{Context, failure};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::database::{executor, grants};
-use crate::pg::{Doing, Executor, admin, quote};
+use crate::pg::{Doing, Executor, Session, admin, quote};
 use crate::registry::templates::{Template, TemplateOf};
 use crate::tenant::template_name;
 
@@ -16,40 +17,65 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The template that another builds is looked for so often.
 const ANOTHER_BUILDS: Duration = Duration::from_millis(100);
 
+/// How long our own connection may take to vanish from the template by itself.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// How long anybody may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// It vanishes so soon, for the most part, that it is looked for so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// Builds the template of the context's set, from where an earlier try stood. Called by the keeper only.
 ///
 /// # Guarantees
-/// It serves only when it is complete and closed. A crash in the middle leaves something that the next call goes on with. When another became
-/// the keeper meanwhile, nothing is put into service.
+/// It serves only when it is complete and closed. A crash in the middle leaves something that the next call goes on with, or that is dropped. When
+/// another became the keeper meanwhile, nothing is put into service, opened or recorded: a keeper that stood still spoils nothing of the other's.
 ///
 /// # Errors
-/// [`Kind::Migration`] and the like for a set that cannot be applied; [`Kind::Rights`] for an extension; those of the server. What is not the
-/// server's is recorded with the template, with the time of the next try.
+/// [`Kind::Migration`] and the like for a set that cannot be applied; [`Kind::Rights`] for an extension; [`Kind::LeaseLost`] when another keeps;
+/// those of the server. What is not the server's is recorded with the template, with the time of the next try.
 pub async fn build(context: &Context, unfinished: Option<&Template>) -> Result<()> {
-    let name = if let Some(template) = unfinished {
-        template.name.clone()
-    } else {
-        let (id, access, shape) = (context.set.id(), context.access(), context.shape());
-        let name = template_name(&id);
-        let version = context.set.newest_version();
-        let of = TemplateOf { migration_set: &id, version, access: &access, shape: &shape };
-        context.registry.announce_template(&name, of).await?;
-        reach(Point::TemplateAnnounced);
-        name
-    };
-    let there = unfinished.is_some_and(|template| template.there);
+    let name = announce(context, unfinished).await?;
+    let there = unfinished.is_some_and(|template| template.begun);
+    let span = tracing::info_span!("template", name);
     let built = tokio::select! {
-        built = construct(context, &name, there) => built,
+        built = timed(span, construct(context, &name, there)) => built,
         lost = stay_keeper(context) => Err(lost),
     };
-    if let Err(error) = &built
-        && !error.kind().is_out_of_reach()
-        && error.kind() != Kind::LeaseLost
-    {
-        let failures = unfinished.map_or(0, |template| template.failures) + 1;
-        context.registry.record_template_failure(&name, error, context.schedule().delay(failures)).await?;
+    let Err(error) = built else { return Ok(()) };
+    let error = error.context(format!("build the template {name:?}"));
+    if error.kind().is_out_of_reach() || error.kind() == Kind::LeaseLost {
+        return Err(error);
     }
-    built.map_err(|error| error.context(format!("build the template {name:?}")))
+    let failures = unfinished.map_or(0, |template| template.failures) + 1;
+    if !context.registry.record_template_failure(&name, &error, context.schedule().delay(failures)).await? {
+        return Err(lost().because(error));
+    }
+    Err(error)
+}
+
+/// The name that the template is built under, written down.
+async fn announce(context: &Context, unfinished: Option<&Template>) -> Result<String> {
+    let (id, access, shape) = (context.set.id(), context.access(), context.shape());
+    let name = template_name(&id);
+    match unfinished {
+        Some(template) if template.begun || !template.there => return Ok(template.name.clone()),
+        // The last try got no further than CREATE DATABASE, or somebody dropped it half-way. A DROP DATABASE for a name that is built under
+        // could come late, from a keeper that stood still; it could wait for a hanging session, too.
+        Some(template) => context.registry.begin_template_anew(&template.name, &name).await?,
+        None => {
+            let version = context.set.newest_version();
+            let of = TemplateOf { migration_set: &id, version, access: &access, shape: &shape };
+            context.registry.announce_template(&name, of).await?;
+        }
+    }
+    reach(Point::TemplateAnnounced);
+    Ok(name)
+}
+
+fn lost() -> Error {
+    Error::new(Kind::LeaseLost, "another tenantd keeps templates and spares now")
 }
 
 /// Renews the keeper's lease; returns only when another has it.
@@ -59,7 +85,7 @@ pub(super) async fn stay_keeper(context: &Context) -> Error {
         tokio::time::sleep(lease / 3).await;
         match context.registry.keep(lease).await {
             Ok(true) => {}
-            Ok(false) => return Error::new(Kind::LeaseLost, "another tenantd keeps templates and spares now"),
+            Ok(false) => return lost(),
             Err(error) => {
                 tracing::debug!(error = error.chain(), "the keeper's lease could not be renewed; tried again");
             }
@@ -68,37 +94,21 @@ pub(super) async fn stay_keeper(context: &Context) -> Error {
 }
 
 async fn construct(context: &Context, name: &str, there: bool) -> Result<()> {
-    if there && context.registry.is_our_template(name).await? != Some(true) {
-        // The last try got no further than CREATE DATABASE, which may not have come to its end.
-        admin::drop_database(&*context.registry.session().await?, name).await?;
-        create(context, name).await?;
-    } else if !there {
-        create(context, name).await?;
+    if !there {
+        step("create", create(context, name)).await?;
+        reach(Point::TemplateMade);
     }
-    let database = quote::identifier(name);
-    let session = context.registry.session().await?;
-    let open = format!(
-        "comment on database {database} is {}; alter database {database} with allow_connections true",
-        quote::literal(&context.registry.template_marker())
-    );
-    session.batch_execute(&open).await.doing(|| format!("mark the database {name:?}"))?;
+    step("open", context.registry.open_template(name)).await?;
     reach(Point::TemplateOpened);
-    drop(session);
     let filled = fill(context, name, !there).await;
     // A set that breaks the connection time and again must not bring the server down for ever.
     filled.map_err(|error| failure::blame_for_breaking(context, name, error))?;
     context.registry.unbroken(name);
     reach(Point::TemplateFilled);
-    let session = context.registry.session().await?;
-    session
-        .batch_execute(&format!("alter database {database} with allow_connections false"))
-        .await
-        .doing(|| format!("close the database {name:?}"))?;
-    admin::wait_until_empty(&session, name).await?;
-    drop(session);
+    step("close", close(context, name)).await?;
     reach(Point::TemplateClosed);
-    if !context.registry.complete_template(name).await? {
-        return Err(Error::new(Kind::LeaseLost, "another tenantd keeps templates and spares now"));
+    if !step("complete", context.registry.complete_template(name)).await? {
+        return Err(lost());
     }
     reach(Point::TemplateComplete);
     Ok(())
@@ -114,17 +124,53 @@ async fn create(context: &Context, name: &str) -> Result<()> {
         strategy: context.config.tenant.strategy,
         server_version: context.registry.server_version().await?,
     };
-    admin::create_database(&*context.registry.session().await?, &create, "").await?;
-    reach(Point::TemplateMade);
-    Ok(())
+    let created = admin::create_database(&*context.registry.session().await?, &create, "").await;
+    created.map_err(|error| match error.code() {
+        // Another keeper's CREATE DATABASE was on its way: the next look finds what it made.
+        Some("42P04" | "23505") => lost().because(error),
+        _ => error,
+    })
+}
+
+/// Closes the template and waits until nobody is in it, since nobody could clone it else.
+async fn close(context: &Context, name: &str) -> Result<()> {
+    context.registry.close_template(name).await?;
+    let closed = Instant::now();
+    loop {
+        // Ours has said goodbye, and is gone in a moment. What stays longer belongs to nobody any more.
+        let evict = closed.elapsed() > LEAVE;
+        if context.registry.sessions_in_template(name, evict).await? == 0 {
+            return Ok(());
+        }
+        if closed.elapsed() > LEAVE_TIMEOUT {
+            return Err(Error::new(
+                Kind::InUse,
+                format!("somebody is connected to the database {name:?} in the making"),
+            )
+            .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_"));
+        }
+        tokio::time::sleep(if evict { LEAVE / 20 } else { LOOK_AGAIN }).await;
+    }
 }
 
 /// Extensions, rights, migrations: all that tenants have in common.
 async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     let settings = &context.config.tenant;
     let application_name = "tenantd:template";
-    let mut session = context.server.connect(Some(name), application_name).await?;
-    for extension in &settings.extensions {
+    let mut session = step("connect", context.server.connect(Some(name), application_name)).await?;
+    step("extensions", extend(context, &session, name)).await?;
+    let grants = grants(context.owner(), &settings.use_roles);
+    let granted =
+        async { session.batch_execute(&grants).await.doing(|| "give the roles of tenant.use their rights".to_owned()) };
+    step("grant", granted).await?;
+    let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
+    step("migrate", executor.apply(&mut session, || context.server.connect_again(name, application_name))).await?;
+    session.close().await;
+    Ok(())
+}
+
+async fn extend(context: &Context, session: &Session, name: &str) -> Result<()> {
+    for extension in &context.config.tenant.extensions {
         let create = format!("create extension if not exists {}", quote::identifier(extension));
         session.batch_execute(&create).await.doing(|| create.clone()).map_err(|error| {
             if error.kind() != Kind::Rights {
@@ -138,13 +184,6 @@ async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
             )
         })?;
     }
-    session
-        .batch_execute(&grants(context.owner(), &settings.use_roles))
-        .await
-        .doing(|| "give the roles of tenant.use their rights".to_owned())?;
-    let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
-    executor.apply(&mut session, || context.server.connect_again(name, application_name)).await?;
-    session.close().await;
     Ok(())
 }
 
@@ -155,8 +194,13 @@ async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
 /// # Errors
 /// [`Kind::Conflict`] when the database does not bear our marker any more: it is forgotten, not dropped. Those of the server.
 pub async fn drop_template(context: &Context, template: &Template) -> Result<()> {
+    let span = tracing::info_span!("drop template", name = template.name);
+    timed(span, retire_and_drop(context, template)).await
+}
+
+async fn retire_and_drop(context: &Context, template: &Template) -> Result<()> {
     let name = &template.name;
-    context.registry.retire_template(name).await?;
+    step("retire", context.registry.retire_template(name)).await?;
     reach(Point::TemplateRetired);
     let ours = context.registry.is_our_template(name).await?;
     if ours == Some(false) && template.completed.is_some() {
@@ -165,9 +209,10 @@ pub async fn drop_template(context: &Context, template: &Template) -> Result<()>
             .hint("it is left as it is: drop it if it is of no use"));
     }
     if ours.is_some() {
-        admin::drop_database(&*context.registry.session().await?, name).await?;
+        let session = context.registry.session().await?;
+        step("drop", admin::drop_database(&session, name)).await?;
     }
-    context.registry.forget_template(name).await
+    step("forget", context.registry.forget_template(name)).await
 }
 
 /// Makes sure that there is a template of our set, or of a newer one: builds it, or waits for the one who does.

@@ -6,8 +6,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Registry, field};
-use crate::error::{Error, Result};
-use crate::pg::Doing;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Doing, quote};
+
+/// The SQLSTATE by which the server says that a template is not ours to change.
+const NOT_OURS: &str = "TD001";
 
 /// A template as the registry and the server's catalogue show it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +31,8 @@ pub struct Template {
     pub whole: bool,
     /// Whether a database of its name is there at all.
     pub there: bool,
+    /// Whether that bears our marker and is valid, so that building can go on in it.
+    pub begun: bool,
     /// How many spares are its clones.
     pub spares: i64,
     /// How often in a row building it failed.
@@ -72,11 +77,12 @@ impl Registry {
                         greatest(extract(epoch from p.due_at - now()), 0)::float8 as due_in,
                         coalesce(d.oid = p.database_oid and d.datconnlimit = -1 and not d.datallowconn, false) as whole,
                         d.oid is not null as there,
+                        coalesce(shobj_description(d.oid, 'pg_database') = $1 and d.datconnlimit <> -2, false) as begun,
                         (select count(*) from tenantd.spare s where s.template = p.name) as spares,
                         p.error_kind || ': ' || p.error_text as error
                  from tenantd.template p left join pg_database d on d.datname = p.name
                  order by p.completed_at desc nulls last, p.created_at desc",
-                &[],
+                &[(&self.template_marker(), Type::TEXT)],
                 || "read the templates".to_owned(),
             )
             .await?;
@@ -138,6 +144,88 @@ impl Registry {
         .map(drop)
     }
 
+    /// Writes down the template `name`, which takes the place of `old`: that cannot be gone on with, and is to be dropped. How often it failed
+    /// stays, so that the time between tries goes on growing.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn begin_template_anew(&self, old: &str, name: &str) -> Result<()> {
+        self.execute(
+            "with old as (update tenantd.template set retired_at = coalesce(retired_at, now()) where name = $1 returning *)
+             insert into tenantd.template
+                 (name, migration_set, version, access, shape, failures, due_at, error_kind, error_text, error_sqlstate)
+             select $2, migration_set, version, access, shape, failures, due_at, error_kind, error_text, error_sqlstate from old",
+            &[(&old, Type::TEXT), (&name, Type::TEXT)],
+            || format!("write down the template {name:?} in the place of {old:?}"),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Marks the template `name`, which is being built, as ours, and opens it.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`] when another is the keeper, or it is not being built any more: nothing was changed. The main database cannot be reached.
+    pub async fn open_template(&self, name: &str) -> Result<()> {
+        let (database, marker) = (quote::identifier(name), quote::literal(&self.template_marker()));
+        let open = format!(
+            "comment on database {database} is {marker}; alter database {database} with allow_connections true;"
+        );
+        self.change_template(name, &open).await.map_err(|error| error.context(format!("open the database {name:?}")))
+    }
+
+    /// Closes the template `name`, which is being built.
+    ///
+    /// # Errors
+    /// As [`Self::open_template`].
+    pub async fn close_template(&self, name: &str) -> Result<()> {
+        let close = format!("alter database {} with allow_connections false;", quote::identifier(name));
+        self.change_template(name, &close).await.map_err(|error| error.context(format!("close the database {name:?}")))
+    }
+
+    /// Runs `statements` if the template `name` is still this process's to build. One message, so that a process that stands still
+    /// cannot do so between the question and the change.
+    async fn change_template(&self, name: &str, statements: &str) -> Result<()> {
+        let body = format!(
+            "begin
+                 perform from tenantd.template p, tenantd.registry r
+                 where p.name = {name} and p.completed_at is null and p.retired_at is null
+                   and r.keeper = {worker} and r.keeper_until > clock_timestamp();
+                 if not found then
+                     raise exception using errcode = '{NOT_OURS}', message = 'another tenantd keeps templates and spares now';
+                 end if;
+                 {statements}
+             end",
+            name = quote::literal(name),
+            worker = quote::literal(&self.worker),
+        );
+        let session = self.session().await?;
+        let change = format!("do {}", quote::literal(&body));
+        let changed = session.batch_execute(&change).await.doing(|| format!("change the template {name:?}"));
+        changed.map_err(|error| match error.code() {
+            Some(NOT_OURS) => error.with_kind(Kind::LeaseLost),
+            _ => error,
+        })
+    }
+
+    /// How many sessions are in the template `name`. With `evict`, those of our role are asked to end: one of a keeper that stood still, or whose
+    /// machine is gone, would stay for as long as the network lets it.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn sessions_in_template(&self, name: &str, evict: bool) -> Result<usize> {
+        let rows = self
+            .query(
+                "select case when $3 and a.usename = session_user and r.keeper = $2 and r.keeper_until > now()
+                             then pg_terminate_backend(a.pid) end
+                 from pg_stat_activity a, tenantd.registry r where a.datname = $1",
+                &[(&name, Type::TEXT), (&self.worker, Type::TEXT), (&evict, Type::BOOL)],
+                || format!("look for sessions in the database {name:?}"),
+            )
+            .await?;
+        Ok(rows.len())
+    }
+
     /// Puts the template `name` into service, with its size, unless another became the keeper meanwhile. False: it is not in service.
     ///
     /// # Errors
@@ -157,30 +245,34 @@ impl Registry {
         Ok(completed == 1)
     }
 
-    /// Records why the template `name` could not be built, and when it is tried again.
+    /// Records why the template `name` could not be built, and when it is tried again, unless another became the keeper meanwhile. False: nothing
+    /// was recorded.
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn record_template_failure(&self, name: &str, error: &Error, again: Duration) -> Result<()> {
+    pub async fn record_template_failure(&self, name: &str, error: &Error, again: Duration) -> Result<bool> {
         let text = match error.advice() {
             Some(advice) => format!("{}\nhint: {advice}", error.chain()),
             None => error.chain(),
         };
-        self.execute(
-            "update tenantd.template set failures = failures + 1, due_at = now() + $2 * interval '1 second',
+        let recorded = self
+            .execute(
+                "update tenantd.template set failures = failures + 1, due_at = now() + $2 * interval '1 second',
                     error_kind = $3, error_text = $4, error_sqlstate = $5
-             where name = $1 and completed_at is null",
-            &[
-                (&name, Type::TEXT),
-                (&again.as_secs_f64(), Type::FLOAT8),
-                (&error.kind().word(), Type::TEXT),
-                (&text, Type::TEXT),
-                (&error.code(), Type::TEXT),
-            ],
-            || format!("record that the template {name:?} could not be built"),
-        )
-        .await
-        .map(drop)
+             where name = $1 and completed_at is null
+               and exists (select from tenantd.registry where keeper = $6 and keeper_until > now())",
+                &[
+                    (&name, Type::TEXT),
+                    (&again.as_secs_f64(), Type::FLOAT8),
+                    (&error.kind().word(), Type::TEXT),
+                    (&text, Type::TEXT),
+                    (&error.code(), Type::TEXT),
+                    (&self.worker, Type::TEXT),
+                ],
+                || format!("record that the template {name:?} could not be built"),
+            )
+            .await?;
+        Ok(recorded == 1)
     }
 
     /// Takes the template `name` out of service: nothing is made from it any more.
@@ -256,6 +348,7 @@ fn read(row: &Row) -> Result<Template> {
         retired: field(row, "retired")?,
         whole: field(row, "whole")?,
         there: field(row, "there")?,
+        begun: field(row, "begun")?,
         spares: field(row, "spares")?,
         failures: u32::try_from(field::<i32>(row, "failures")?).unwrap_or(0),
         due_in: Duration::from_secs_f64(field(row, "due_in")?),

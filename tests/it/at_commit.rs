@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::fleet::{enter, execute, row};
+use crate::fleet::{enter, execute, oid, row};
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -188,6 +188,10 @@ async fn only_untouched_spares_are_taken() {
     drop((held, client));
     execute(&database, &format!("drop database {}", names[3])).await;
     execute(&database, &format!("delete from tenantd.spare where name = '{}'", names[3])).await;
+    // The daemon drops the one that is open by itself, in a quiet moment.
+    let daemon = program(&database, 4).start();
+    until("the open one to go", SOON, async || oid(&database, &names[1]).await.is_none()).await;
+    assert!(daemon.terminate().await.success());
     end(database, 4).await;
 }
 

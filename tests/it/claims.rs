@@ -12,6 +12,7 @@ use tenantd::tenant::{State, spare_name};
 use crate::fleet::{Fleet, execute, half_made, most, oid, row, write_migrations};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
+use crate::support::server::TestServer;
 use crate::support::until::until;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -229,7 +230,10 @@ async fn two_daemons_make_each_tenant_once() {
 /// SIGCONT; then row and database are as the other left them.
 #[tokio::test]
 async fn a_daemon_that_stood_still_does_nothing_late() {
-    let database = TestDatabase::new().await;
+    // DROP DATABASE waits for every backend of the server to answer its barrier, and one whose client froze in the middle of its login answers when
+    // authentication_timeout ends it: the frozen daemon may have been connecting. No other test must wait for that, nor this one for a minute.
+    let server = TestServer::builder().setting("authentication_timeout", "5s").start();
+    let database = TestDatabase::on(&server).await;
     let folder = tempfile::tempdir().expect("a folder");
     write_migrations(folder.path(), &[("0001_first.sql", "create table first (id integer);")]);
     let fleet = Fleet::with_folder(&database, folder.path()).await;
@@ -245,20 +249,27 @@ async fn a_daemon_that_stood_still_does_nothing_late() {
         .setting("signup.poll", "500ms")
         .setting("sweep.every", "2s");
     // What it hears first of all that has changed is left to chance.
-    let mut first = program.start().allow("tenant left alone").allow("the server fail").allow("the sweep could not");
+    let mut first = program
+        .start()
+        .allow("tenant left alone")
+        .allow("the server fail")
+        .allow("the sweep could not")
+        .allow("the doorbell is not heard");
     let client = database.superuser().await;
     let sleeping = "select from pg_stat_activity where application_name = 'tenantd:' || $1 and wait_event = 'PgSleep'";
     until("the migration", SOON, async || client.query_opt(sleeping, &[&key]).await.expect("look").is_some()).await;
     first.freeze();
     let said = first.lines().len();
 
-    // A DROP DATABASE of its keeper may outlast its patience at the end, for the reason below.
-    let second = program.start().allow("work.shutdown is over");
+    let second = program.start();
     let ready = "select from tenantd.tenant where key = $1 and version = 2 and work = 'idle'";
     until("the other daemon", SOON, async || client.query_opt(ready, &[&key]).await.expect("look").is_some()).await;
-    // DROP DATABASE waits for every backend of the server to answer its barrier, and one whose client froze in the middle of its login answers
-    // when authentication_timeout (a minute) ends it: the frozen daemon may have been connecting.
-    until("the end of what is half made", 3 * SOON, async || half_made(&database).await.is_empty()).await;
+    let one_template =
+        "select count(*) = 1 and bool_and(completed_at is not null and retired_at is null) from tenantd.template";
+    until("the end of what is half made", SOON, async || {
+        half_made(&database).await.is_empty() && client.query_one(one_template, &[]).await.expect("look").get(0)
+    })
+    .await;
     assert_eq!(second.terminate().await.code(), Some(0));
     let before = (row(&database, &key).await, oid(&database, &name).await);
     assert_eq!(before.0["attempt"].as_i64(), Some(3), "{}", before.0);

@@ -187,7 +187,7 @@ async fn a_stuck_notify_holds_up_nobody() {
     crowd.eye.batch_execute("select pg_reload_conf()").await.expect("reload");
     daemon.wait_for_line("the doorbell is heard again", SOON).await;
     until("the bell is armed", SOON, async || crowd.armed().await == 1).await;
-    assert!(pages.ready_is(200, "").await);
+    until("readiness", SOON, async || pages.ready_is(200, "").await).await;
     assert!(daemon.terminate().await.success());
     drop((crowd, app, stuck));
     database.finish().await;

@@ -34,6 +34,7 @@ mod signup_kinds;
 mod spares;
 pub mod sql;
 mod status;
+mod steps;
 mod sweeping;
 mod sweeping_many;
 mod templates;

@@ -1,9 +1,11 @@
 //! The daemon's pages, as a probe reads them.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::support::server::free_port;
 
 /// The pages of one daemon.
 pub struct Pages(SocketAddr);
@@ -12,8 +14,7 @@ impl Pages {
     /// An address that was free a moment ago, for `http.listen`.
     #[must_use]
     pub fn reserve() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        Pages(listener.local_addr().expect("its address"))
+        Pages(([127, 0, 0, 1], free_port()).into())
     }
 
     /// What `http.listen` is to be set to.

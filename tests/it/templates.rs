@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tenantd::error::Kind;
+use tenantd::error::{Error, Kind};
 use tenantd::provision::template;
 
 use crate::fleet::{Fleet, execute, oid, row, write_migrations};
 use crate::pages::Pages;
 use crate::support::daemon::Program;
-use crate::support::database::TestDatabase;
+use crate::support::database::{TENANTD_PASSWORD, TestDatabase};
 use crate::support::server::TestServer;
 use crate::support::until::until;
 
@@ -80,9 +80,10 @@ async fn somebody_in_the_template_is_no_obstacle() {
     until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
     assert_eq!(row(&database, &key).await["failures"], 0);
     drop(inside);
-    until("the first to go", SOON, async || oid(&database, &first).await.is_none()).await;
+    let gone = async || oid(&database, &first).await.is_none() && count(&database, "tenantd.template").await == 1;
+    // Tried while somebody was in it, it is tried again after half a minute.
+    until("the first to go, and to be forgotten", 3 * SOON, gone).await;
     assert!(daemon.terminate().await.success());
-    assert_eq!(count(&database, "tenantd.template").await, 1);
     database.finish().await;
 }
 
@@ -134,6 +135,90 @@ async fn a_template_that_was_touched_is_built_anew() {
     until("what was touched to go", SOON, async || count(&database, "tenantd.template").await == 1).await;
     assert!(daemon.terminate().await.success());
     execute(&database, &format!("drop database {kept}")).await;
+    database.finish().await;
+}
+
+/// As if the daemon that built it had died before it was complete. Returns its name.
+async fn unfinish(database: &TestDatabase) -> String {
+    let unfinish = "update tenantd.template set completed_at = null, database_oid = null, bytes = null returning name";
+    database.superuser().await.query_one(unfinish, &[]).await.expect("one template").get(0)
+}
+
+/// Goal: a template that was begun and cannot be gone on with is made anew under another name, then dropped, and nobody is told. Method: its
+/// DROP DATABASE was interrupted; it was never marked; with no other template to serve.
+#[tokio::test]
+async fn what_cannot_be_gone_on_with_is_made_anew() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    template::ensure(&fleet.context).await.expect("a template");
+    fleet.close().await;
+    let program = Program::for_database(&database);
+    for damage in
+        ["update pg_database set datconnlimit = -2 where datname = '{name}'", "comment on database {name} is null"]
+    {
+        let name = unfinish(&database).await;
+        execute(&database, &damage.replace("{name}", &name)).await;
+        let daemon = program.start();
+        daemon.wait_for_line("template built", SOON).await;
+        let gone = async || oid(&database, &name).await.is_none() && count(&database, "tenantd.template").await == 1;
+        until(&format!("what is left after {damage}"), SOON, gone).await;
+        assert!(daemon.terminate().await.success());
+        let whole = "tenantd.template where completed_at is not null and retired_at is null and failures = 0";
+        assert_eq!(count(&database, whole).await, 1);
+    }
+    database.finish().await;
+}
+
+/// Goal: a connection of ours that stays in a template in the making, as that of a daemon whose machine is gone, does not hold it up. Method: it goes
+/// on with one that the daemon's role is connected to.
+#[tokio::test]
+async fn a_session_of_a_keeper_that_is_gone_is_ended() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    template::ensure(&fleet.context).await.expect("a template");
+    let name = unfinish(&database).await;
+    execute(&database, &format!("alter database {name} allow_connections true")).await;
+    let left = database.server().client("tenantd", TENANTD_PASSWORD, &name).await;
+    template::ensure(&fleet.context).await.expect("the same template");
+    until("the end of what was left", SOON, async || left.is_closed()).await;
+    assert!(fleet.registry().templates().await.expect("templates")[0].serves());
+    assert_eq!(oid(&database, &name).await.is_some(), count(&database, "tenantd.template").await == 1);
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: a keeper that stood still, while another took its place, changes nothing of the template that is being built. Method: every change there
+/// is, in the name of the first, then of the second.
+#[tokio::test]
+async fn a_keeper_that_stood_still_changes_no_template() {
+    let database = TestDatabase::new().await;
+    let (first, second) = (Fleet::install(&database, &[]).await, Fleet::install(&database, &[]).await);
+    template::ensure(&first.context).await.expect("a template");
+    let name = unfinish(&database).await;
+    let (stale, fresh) = (first.registry(), second.registry());
+    assert!(stale.keep(Duration::from_millis(1)).await.expect("keep"));
+    until("the end of the lease", SOON, async || fresh.keep(SOON).await.expect("keep")).await;
+    let open = format!("pg_database where datname = '{name}' and datallowconn");
+
+    let late = stale.open_template(&name).await.expect_err("fenced");
+    assert_eq!((late.kind(), count(&database, &open).await), (Kind::LeaseLost, 0), "{}", late.chain());
+    let failure = Error::new(Kind::Other, "late");
+    assert!(!stale.record_template_failure(&name, &failure, SOON).await.expect("an answer"));
+    assert!(!stale.complete_template(&name).await.expect("an answer"));
+    fresh.open_template(&name).await.expect("the keeper may");
+    let inside = database.server().client("tenantd", TENANTD_PASSWORD, &name).await;
+    assert_eq!(stale.close_template(&name).await.expect_err("fenced").kind(), Kind::LeaseLost);
+    assert_eq!(stale.sessions_in_template(&name, true).await.expect("an answer"), 1);
+    inside.batch_execute("select 1").await.expect("nobody ended it");
+    assert_eq!((count(&database, &open).await, count(&database, "tenantd.template").await), (1, 1));
+
+    fresh.close_template(&name).await.expect("the keeper may");
+    assert_eq!(fresh.sessions_in_template(&name, true).await.expect("an answer"), 1);
+    until("its end", SOON, async || inside.is_closed()).await;
+    assert!(fresh.complete_template(&name).await.expect("the keeper may"));
+    assert_eq!(fresh.open_template(&name).await.expect_err("it serves").kind(), Kind::LeaseLost);
+    first.close().await;
+    second.close().await;
     database.finish().await;
 }
 

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::until::INTERVAL;
 
 /// How long the locks and connections of an ended process may still be seen.
-const FADING: Duration = Duration::from_secs(3);
+const FADING: Duration = Duration::from_secs(10);
 
 /// One thing to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

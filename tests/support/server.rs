@@ -378,8 +378,9 @@ fn database_user() -> String {
     if known { "postgres" } else { "nobody" }.into()
 }
 
-/// A free port below those that the kernel hands out by itself, so that none is taken while a server restarts.
-fn free_port() -> u16 {
+/// A free port below those that the kernel hands out by itself, so that none is taken before it is used, or while a server restarts.
+#[must_use]
+pub fn free_port() -> u16 {
     loop {
         let port = 20_000 + u16::try_from(uuid::Uuid::new_v4().as_u128() % 12_000).expect("a small number");
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
