@@ -254,7 +254,8 @@ async fn a_daemon_killed_within_a_hand_over_leaves_a_spare() {
     blocking.batch_execute("lock table pg_shdescription in access exclusive mode").await.expect("lock");
     let key = database.sign_up("one@example.org").await;
     let client = database.superuser().await;
-    let waiting = "select from pg_stat_activity where query like '%tenantd.hand_over%' and wait_event_type = 'Lock'";
+    let waiting = "select from pg_stat_activity where query like '%tenantd.hand_over%' and wait_event_type = 'Lock'
+                   and datname = current_database() limit 1";
     until("the hand-over to wait", SOON, async || client.query_opt(waiting, &[]).await.expect("look").is_some()).await;
     daemon.kill();
     blocking.rollback().await.expect("let it go on");
