@@ -293,15 +293,19 @@ $$;
 revoke all on function tenantd.wait(text, interval) from public;
 
 -- Makes tenants of keys that signed up, and of deleted ones that did so again. Returns these; keys that have a tenant already are passed over.
+-- In plpgsql, as all that signups wait for: it keeps its plans from call to call.
 create or replace function tenantd.request(keys text[], since timestamptz[]) returns setof text
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
+begin
+    return query
     with asked as (
         select a.key, min(a.since) as since from unnest(request.keys, request.since) a (key, since) group by a.key
     ), fresh as (
-        insert into tenantd.tenant (key, due_at, created_at) select key, since, since from asked
-        on conflict (key) do nothing returning key
+        insert into tenantd.tenant as t (key, due_at, created_at) select asked.key, asked.since, asked.since from asked
+        on conflict (key) do nothing returning t.key
     ), again as (
         update tenantd.tenant t
         set state = 'requested', work = 'due', due_at = asked.since, failures = 0, name = null, version = null, migrated_at = null,
@@ -310,14 +314,18 @@ as $$
         from asked where t.key = any (request.keys) and t.key = asked.key and t.state = 'deleted'
         returning t.key
     )
-    select key from fresh union all select key from again
+    select fresh.key from fresh union all select again.key from again;
+end
 $$;
 revoke all on function tenantd.request(text[], timestamptz[]) from public;
 
--- Makes tenants of so many signups. Its commit need not be waited for: a crash of the server that loses it puts the signups back.
-create or replace function tenantd.take_in(most bigint) returns bigint
+-- Makes tenants of signups, a thousand at the most: a few milliseconds' work, for which those that have a tenant already wait. Returns how many.
+--
+-- Its commit need not be waited for: a crash of the server that loses it puts the signups back.
+create or replace function tenantd.take_in() returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 declare
     keys text[];
@@ -325,7 +333,7 @@ declare
 begin
     with taken as (
         delete from tenantd.signup
-        where ctid = any (array(select s.ctid from tenantd.signup s limit most for update skip locked))
+        where ctid = any (array(select s.ctid from tenantd.signup s limit 1000 for update skip locked))
         returning key, signed_up_at
     )
     select array_agg(taken.key), array_agg(taken.signed_up_at) into keys, since from taken;
@@ -335,4 +343,56 @@ begin
     return coalesce(cardinality(keys), 0);
 end
 $$;
-revoke all on function tenantd.take_in(bigint) from public;
+revoke all on function tenantd.take_in() from public;
+
+-- Takes signups in, and takes due tenants for `worker`: signups first, each kind the longest due first. Of those without a database at most
+-- `room`, and `making` beside as many as there are spares at hand, up to `by_spares`; of all that no spare serves as many as there are `lanes`.
+--
+-- No row where the registry was replaced while this process ran, or needs a tenantd that knows more: then nothing may be claimed, or tenants
+-- would be marked as another registry's. Nor is one claimed that this process has in hand: a claim that was lost in a crash of the server
+-- gives its number to the next.
+--
+-- The commit is not waited for: whatever is done under a claim is committed later, in the same log, and makes the claim last.
+create or replace function tenantd.claim_due(
+    registry uuid, knows bigint, worker text, lease double precision,
+    room bigint, making bigint, by_spares bigint, lanes bigint, in_hand text[]
+) returns table (
+    key text, attempt bigint, name text, state text, work text, failures integer, version bigint, migration_set text, access text,
+    database_oid oid, age double precision, spare_at_hand boolean
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    moment timestamptz;
+    at_hand bigint;
+begin
+    if not exists (select from tenantd.registry r where r.id = claim_due.registry and r.needs_version <= claim_due.knows) then
+        return;
+    end if;
+    perform set_config('synchronous_commit', 'off', true);
+    perform tenantd.take_in();
+    -- After that: what was taken in is due.
+    moment := clock_timestamp();
+    select least(count(*), claim_due.by_spares) into at_hand from tenantd.spares_at_hand;
+    return query
+    with making as (
+        select key from tenantd.tenant
+        where work in ('due', 'failing') and due_at <= moment and state = 'requested' and (leased_until is null or leased_until <= moment)
+        and key <> all (claim_due.in_hand)
+        order by due_at limit least(claim_due.room, claim_due.making + at_hand) for update skip locked
+    ), mending as (
+        select key from tenantd.tenant
+        where work in ('due', 'failing') and due_at <= moment and state = 'ready' and (leased_until is null or leased_until <= moment)
+        and key <> all (claim_due.in_hand)
+        order by due_at limit greatest(0, claim_due.lanes - greatest(0, (select count(*) from making) - at_hand)) for update skip locked
+    )
+    update tenantd.tenant t set attempt = t.attempt + 1, leased_until = moment + claim_due.lease * interval '1 second', leased_by = claim_due.worker
+    where t.key = any (array(select key from making union all select key from mending))
+    returning t.key, t.attempt, t.name, t.state::text, t.work::text, t.failures, t.version, t.migration_set, t.access, t.database_oid,
+        greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::double precision, at_hand > 0;
+end
+$$;
+revoke all on function tenantd.claim_due(uuid, bigint, text, double precision, bigint, bigint, bigint, bigint, text[]) from public;

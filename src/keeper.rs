@@ -34,6 +34,10 @@ const ANOTHER_KEEPS: Duration = Duration::from_millis(250);
 /// Looks that signups ask for come no quicker.
 const AT_MOST_EVERY: Duration = Duration::from_millis(20);
 
+/// Signups that come together get their spares before the next clones slow the server: so long is waited for more of them, and for all so long.
+const TOGETHER: Duration = Duration::from_millis(60);
+const TOGETHER_AT_MOST: Duration = Duration::from_millis(250);
+
 /// Without a signup for so long, it is a quiet moment.
 const QUIET: Duration = Duration::from_millis(200);
 
@@ -290,7 +294,11 @@ impl Keeper {
                 () = tokio::time::sleep_until(until.min(tokio::time::Instant::now() + TURN)) => {}
                 () = self.supply.wanted() => {
                     // A crowd of signups is one reason to look.
+                    let asked = Instant::now();
                     tokio::time::sleep(AT_MOST_EVERY).await;
+                    while self.supply.quiet_for().is_some_and(|quiet| quiet < TOGETHER) && asked.elapsed() < TOGETHER_AT_MOST {
+                        tokio::time::sleep(AT_MOST_EVERY).await;
+                    }
                     return;
                 }
                 Ok(()) = self.context.changed() => {

@@ -161,24 +161,6 @@ impl PooledSession {
         self.one_statement(self.0.session.execute_typed(sql, parameters)).await
     }
 
-    /// The rows of `sql`, which sees what `first` did: two statements, each with its own transaction, sent at once.
-    ///
-    /// # Errors
-    /// The driver's, for either of them; the other may have been carried out.
-    pub async fn query_after(
-        &self,
-        first: (&str, &[Parameter<'_>]),
-        sql: (&str, &[Parameter<'_>]),
-    ) -> Answer<Vec<Row>> {
-        let client: &Client = &self.0.session;
-        let both = async {
-            let (first, rows) =
-                tokio::join!(biased; client.execute_typed(first.0, first.1), client.query_typed(sql.0, sql.1));
-            first.and(rows)
-        };
-        self.one_statement(both).await
-    }
-
     /// Runs `statement`, one of this session's own, with `limit` as its `statement_timeout`. All is sent at once.
     ///
     /// # Errors

@@ -9,12 +9,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use super::take_in::{AT_ONCE, TAKE_IN};
-use super::{Registry, answered, field};
+use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
-use crate::pg::Doing;
 use crate::plan::Database;
 use crate::tenant::{Marker, State, Work};
 
@@ -61,31 +59,8 @@ const RETURNING: &str =
     "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
     t.database_oid, greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::float8 as age";
 
-/// No row where the registry was replaced while this process ran, or needs a tenantd that knows more: then nothing may be claimed, or tenants
-/// would be marked as another registry's. Nor is one claimed that this process has in hand: a claim that was lost in a crash of the server
-/// gives its number to the next.
-///
-/// The commit is not waited for: whatever is done under a claim is committed later, in the same log, and makes the claim last.
-const CLAIM_DUE: &str = "
-with ours as (
-    select set_config('synchronous_commit', 'off', true) from tenantd.registry where id = $6 and needs_version <= $7
-), spares as (
-    select least(count(*), $3)::int8 as at_hand from tenantd.spares_at_hand
-), making as (
-    select key from tenantd.tenant
-    where work in ('due', 'failing') and due_at <= now() and state = 'requested' and (leased_until is null or leased_until <= now())
-    and key <> all ($8) and exists (select from ours)
-    order by due_at limit least($1, $2 + (select at_hand from spares)) for update skip locked
-), mending as (
-    select key from tenantd.tenant
-    where work in ('due', 'failing') and due_at <= now() and state = 'ready' and (leased_until is null or leased_until <= now())
-    and key <> all ($8) and exists (select from ours)
-    order by due_at limit greatest(0, $9 - greatest(0, (select count(*) from making) - (select at_hand from spares))) for update skip locked
-), picked as (select key from making union all select key from mending)
-update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $4 * interval '1 second', leased_by = $5
-from picked where t.key = picked.key ";
-
-/// As above. With each comes what stands on the server under its name, as `pg::admin::look` would see it.
+/// By key, under the same conditions as `tenantd.claim_due`. With each comes what stands on the server under its name, as `pg::admin::look` would see
+/// it.
 const CLAIM_KEYS: &str = "
 , picked as (
     select t.key, t.name from tenantd.tenant t, without_fsync
@@ -147,9 +122,25 @@ pub enum Again {
 }
 
 impl Registry {
+    /// Makes tenants of all signups that were not taken in yet. Returns how many there were.
+    ///
+    /// # Errors
+    /// The main database cannot be reached, or the registry is damaged. What was taken in until then stays.
+    pub async fn take_all_in(&self) -> Result<i64> {
+        let take_in = format!("{WITHOUT_FSYNC} select tenantd.take_in() as taken from without_fsync");
+        let mut all = 0;
+        loop {
+            let rows = self.query(&take_in, &[], || "take signups in".to_owned()).await?;
+            match rows.first().map_or(Ok(0), |row| field(row, "taken"))? {
+                0 => return Ok(all),
+                taken => all += taken,
+            }
+        }
+    }
+
     /// Makes tenants of new signups, and takes due tenants: signups first, each kind the longest due first.
     ///
-    /// One round trip; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
+    /// One statement; finding nothing writes nothing. A crash afterwards leaves leases that end by themselves.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
@@ -157,22 +148,23 @@ impl Registry {
         let asked = Instant::now();
         let count = |number| i64::try_from(number).unwrap_or(i64::MAX / 2);
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
-        let claim = format!("{CLAIM_DUE}{RETURNING}, (select at_hand > 0 from spares) as spare_at_hand");
-        let parameters: [(&(dyn ToSql + Sync), Type); 9] = [
-            (&count(most.room), Type::INT8),
-            (&count(most.making), Type::INT8),
-            (&count(most.by_spares), Type::INT8),
-            (&lease.as_secs_f64(), Type::FLOAT8),
-            (&self.worker, Type::TEXT),
-            (&self.id, Type::UUID),
-            (&self.knows, Type::INT8),
-            (&in_hand, Type::TEXT_ARRAY),
-            (&count(most.lanes), Type::INT8),
-        ];
-        let session = self.session().await?;
-        let asked_for = session.query_after((TAKE_IN, &[(&AT_ONCE, Type::INT8)]), (&claim, &parameters));
-        let rows = answered(&session, async { asked_for.await.doing(|| "claim due tenants".to_owned()) }).await;
-        let rows = rows.map_err(damaged);
+        let rows = self
+            .query(
+                "select * from tenantd.claim_due($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                &[
+                    (&self.id, Type::UUID),
+                    (&self.knows, Type::INT8),
+                    (&self.worker, Type::TEXT),
+                    (&lease.as_secs_f64(), Type::FLOAT8),
+                    (&count(most.room), Type::INT8),
+                    (&count(most.making), Type::INT8),
+                    (&count(most.by_spares), Type::INT8),
+                    (&count(most.lanes), Type::INT8),
+                    (&in_hand, Type::TEXT_ARRAY),
+                ],
+                || "claim due tenants".to_owned(),
+            )
+            .await;
         let spares = rows.as_deref().unwrap_or_default().first().map_or(Ok(false), |row| field(row, "spare_at_hand"));
         let spare_at_hand = spares.inspect_err(|_| self.owe())?;
         let claims = self.taken(rows, asked, lease)?;

@@ -1,7 +1,7 @@
 //! The registry: schema `tenantd` in the main database, the truth about which tenants exist and how they stand.
 //!
-//! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; `take_in` makes tenants of
-//! signups, [`claim`] takes those that are due, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
+//! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes signups in
+//! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
 
@@ -19,7 +19,6 @@ pub mod sets;
 pub mod signup;
 pub mod spares;
 pub mod sweep;
-mod take_in;
 pub mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,10 +9,11 @@ use crate::pg::Doing;
 
 const TABLES: [&str; 9] =
     ["migration", "registry", "tenant", "signup", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
-const FUNCTIONS: [&str; 6] = [
+const FUNCTIONS: [&str; 7] = [
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",
-    "take_in(bigint)",
+    "take_in()",
+    "claim_due(uuid, bigint, text, double precision, bigint, bigint, bigint, bigint, text[])",
     "name_spare(text, text, text, text)",
     "hand_over_at_commit(text[], text, text)",
     "hand_over(text[], bigint[], text, text[], text[], text, text)",

@@ -275,7 +275,10 @@ async fn the_application_sees_the_view_and_nothing_else() {
         let statement = statement
             .replace("wait(text,interval)", "wait('a', '0')")
             .replace("request(text[],timestamp with time zone[])", "request('{a}', '{now}')")
-            .replace("take_in(bigint)", "take_in(1)")
+            .replace(
+                "claim_due(uuid,bigint,text,double precision,bigint,bigint,bigint,bigint,text[])",
+                "claim_due(null, 1, 'a', 1, 1, 1, 1, 1, '{}')",
+            )
             .replace("hand_over_at_commit(text[],text,text)", "hand_over_at_commit('{}', 'a', 'a')")
             .replace("name_spare(text,text,text,text)", "name_spare('a', 'a', 'a', 'a')")
             .replace(

@@ -159,7 +159,7 @@ async fn a_part_that_was_dropped_is_made_again() {
         "view tenantd.tenants",
         "function tenantd.wait(text, interval)",
         "function tenantd.request(text[], timestamptz[])",
-        "function tenantd.take_in(bigint)",
+        "function tenantd.take_in()",
         "table tenantd.signup",
         "function tenantd.signup()",
         "table tenantd.migration",
