@@ -284,6 +284,15 @@ impl Error {
         }
         text
     }
+
+    /// The chain, and on a line of its own what to do, where that is known: as the registry keeps it.
+    #[must_use]
+    pub fn with_advice(&self) -> String {
+        match self.advice() {
+            Some(advice) => format!("{}\nhint: {advice}", self.chain()),
+            None => self.chain(),
+        }
+    }
 }
 
 impl fmt::Display for Error {

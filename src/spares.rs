@@ -172,7 +172,7 @@ impl Demand {
     }
 
     /// Takes note that `signups` have been counted in all until `now`.
-    #[allow(clippy::cast_precision_loss)] // so many signups do not come between two looks
+    #[expect(clippy::cast_precision_loss, reason = "so many signups do not come between two looks")]
     pub fn note(&mut self, now: Instant, signups: u64) {
         let elapsed = now.saturating_duration_since(self.at);
         let kept = 0.5_f64.powf(elapsed.as_secs_f64() / HALF_LIFE.as_secs_f64());
@@ -182,7 +182,7 @@ impl Demand {
 
     /// How many spares are wanted where making one takes `clone`: as many as signups come while one is made at its slow pace.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // not negative, and bounded by max
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, and bounded by max")]
     pub fn target(&self, settings: config::Spares, clone: Duration) -> usize {
         let wanted = (self.rate * clone.as_secs_f64() * f64::from(SHARE)).ceil();
         wanted.clamp(f64::from(settings.min), f64::from(settings.max)) as usize

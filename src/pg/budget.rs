@@ -20,7 +20,9 @@ pub(super) struct Budget {
 
 /// A connection's seat; free again when dropped.
 #[derive(Debug)]
-pub(super) struct Seat(#[expect(dead_code, reason = "held, and given back when dropped")] Vec<OwnedSemaphorePermit>);
+pub(super) struct Seat {
+    _permits: Vec<OwnedSemaphorePermit>,
+}
 
 impl Budget {
     pub(super) fn new(bounds: Bounds) -> Self {
@@ -39,7 +41,7 @@ impl Budget {
     /// [`Kind::TooManyConnections`]: none became free.
     pub(super) async fn main(&self, patience: Duration) -> Result<Seat> {
         match tokio::time::timeout(patience, take(&self.main)).await {
-            Ok(permit) => Ok(Seat(vec![permit])),
+            Ok(permit) => Ok(Seat { _permits: vec![permit] }),
             Err(_) => Err(Error::new(
                 Kind::TooManyConnections,
                 format!("all {} connections to the main database were in use for {patience:?}", self.bounds.main),
@@ -55,7 +57,7 @@ impl Budget {
             permits.push(take(&self.first).await);
         }
         permits.push(take(&self.tenants).await);
-        Seat(permits)
+        Seat { _permits: permits }
     }
 }
 

@@ -73,10 +73,7 @@ impl Registry {
             Again::After(delay) => (Work::Failing, delay),
             Again::Parked => (Work::Parked, Duration::ZERO),
         };
-        let text = match error.advice() {
-            Some(advice) => format!("{}\nhint: {advice}", error.chain()),
-            None => error.chain(),
-        };
+        let text = error.with_advice();
         let recorded = self.execute(
                 "update tenantd.tenant set work = $3, failures = failures + 1, due_at = now() + $4 * interval '1 second',
                  leased_until = null, leased_by = null, error_kind = $5, error_text = $6, error_sqlstate = $7, error_step = $8,

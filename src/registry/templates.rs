@@ -251,10 +251,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn record_template_failure(&self, name: &str, error: &Error, again: Duration) -> Result<bool> {
-        let text = match error.advice() {
-            Some(advice) => format!("{}\nhint: {advice}", error.chain()),
-            None => error.chain(),
-        };
+        let text = error.with_advice();
         let recorded = self
             .execute(
                 "update tenantd.template set failures = failures + 1, due_at = now() + $2 * interval '1 second',

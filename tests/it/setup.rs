@@ -116,10 +116,15 @@ async fn remove_takes_the_registry_and_leaves_the_tenants() {
 
     let admin = database.superuser().await;
     let template: String = admin.query_one("select name from tenantd.template", &[]).await.expect("a template").get(0);
+    let kept = format!("tenantd_template_{}", database.name());
+    run(&admin, &format!("create database {kept}")).await;
+    run(&admin, &format!("comment on database {kept} is 'mine'; insert into tenantd.template (name, migration_set, version, access, shape) values ('{kept}', 'a', 1, 'a', 'a')")).await;
     let removed = program.run(&["setup", "--remove", "--yes"]).await;
     let removed = well(&removed);
     assert!(removed.contains("1 database of templates and spares; the tenants' databases stay"), "{removed}");
     assert_eq!(oid(&database, &template).await, None);
+    assert!(oid(&database, &kept).await.is_some(), "what bears another marker stays");
+    run(&admin, &format!("drop database {kept}")).await;
     let left = "select to_regnamespace('tenantd') is not null or exists (select from pg_trigger where tgname = 'tenantd_signup')";
     assert!(!one::<bool>(&admin, left).await);
     assert_eq!(database.tenant_databases().await, [database.tenant_name(&key)]);
