@@ -7,7 +7,7 @@
 //!   Awake ─────────────────────────────────────────▶ Queued
 //!    ▲ │ polls every 2 ms                              │
 //!    │ └─────────── lock had at once ────▶ Armed ◀─────┘ lock granted: look once more
-//!    └────────────── more than one row ──────┘
+//!    └─── more than one, or all it could ────┘
 //! ```
 //!
 //! A queued request makes every new signup ring already; only one that is older than the request can stay silent, so a queued daemon
@@ -72,12 +72,29 @@ enum Mode {
 /// What one look found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Looked {
-    /// So many tenants were claimed, and no more are due.
-    Claimed(usize),
+    /// Nothing is due.
+    Nothing,
+    /// One tenant was claimed, and no more are due.
+    One,
+    /// Several were claimed, or as many as could be: more may be due already, whose signups have rung.
+    Several,
     /// No lane is free any more: what else is due waits in the registry, unless there is a spare for it.
     Full,
     /// Nothing may be taken now: the brakes are on, no template serves, or the migration set is refused.
     Held,
+}
+
+impl Looked {
+    /// What it means that so many of `most` were claimed, with so many lanes `free` now. Lanes that became free while it looked say nothing
+    /// about what it left.
+    fn after(claimed: usize, most: Most, free: usize) -> Looked {
+        match claimed {
+            _ if free == 0 => Looked::Full,
+            0 => Looked::Nothing,
+            1 if most.lanes > 1 => Looked::One,
+            _ => Looked::Several,
+        }
+    }
 }
 
 /// Takes due tenants for as long as the daemon runs.
@@ -205,7 +222,7 @@ impl Intake {
             return Ok(match most {
                 Most { lanes: 0, .. } => Looked::Full,
                 Most { room: 0, .. } | Most { making: 0, .. } => Looked::Held,
-                _ => Looked::Claimed(0),
+                _ => Looked::Nothing,
             });
         }
         let signups = claims.iter().filter(|claim| claim.state == State::Requested).count();
@@ -220,8 +237,7 @@ impl Intake {
             claims
         };
         self.lanes.start_all(&context, left).await;
-        // As many as could be taken: there may be more, and their signups have rung already.
-        Ok(if self.lanes.free() == 0 { Looked::Full } else { Looked::Claimed(claimed) })
+        Ok(Looked::after(claimed, most, self.lanes.free()))
     }
 
     /// How many tenants may be taken now. While the server fails, one at a time is tried, on the long way.
@@ -247,14 +263,14 @@ impl Intake {
     async fn try_change_mode(&mut self, looked: Looked) -> Result<bool> {
         let Some(bell) = self.bell.clone() else { return Ok(true) };
         match (&mut self.mode, looked) {
-            (Mode::Armed, Looked::Full | Looked::Claimed(2..)) => self.disarm().await?,
-            (Mode::Queued { busy, .. }, Looked::Held | Looked::Full | Looked::Claimed(2..)) => *busy = true,
+            (Mode::Armed, Looked::Full | Looked::Several) => self.disarm().await?,
+            (Mode::Queued { busy, .. }, Looked::Held | Looked::Full | Looked::Several) => *busy = true,
             (_, Looked::Held) => {
                 self.disarm().await?;
                 self.mode = Mode::Held;
             }
             (Mode::Held, _) => self.mode = Mode::Awake { found: Instant::now() },
-            (Mode::Awake { found }, Looked::Claimed(0)) => {
+            (Mode::Awake { found }, Looked::Nothing) => {
                 let quiet = found.elapsed() > AWAKE_FOR;
                 if bell.try_arm().await? {
                     self.mode = Mode::Armed;
@@ -312,6 +328,7 @@ impl Intake {
             Mode::Blind => BLIND_POLL.min(self.context.borrow().config.signup.poll),
             Mode::Awake { .. } if full => FULL_POLL,
             Mode::Awake { .. } => AWAKE_POLL,
+            Mode::Queued { .. } if looked == Looked::Several => AWAKE_POLL,
             Mode::Queued { poll, .. } => *poll,
             Mode::Armed => self.context.borrow().config.signup.poll,
             Mode::Held => HELD_POLL.min(self.context.borrow().config.signup.poll),
@@ -383,5 +400,22 @@ async fn granted(mode: &mut Mode) -> Result<Waited> {
     match mode {
         Mode::Queued { wait, .. } => wait.await,
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_is_looked_for_again() {
+        let most = |lanes| Most { room: 100, making: lanes, by_spares: 0, lanes };
+        assert_eq!(Looked::after(0, most(2), 2), Looked::Nothing);
+        assert_eq!(Looked::after(1, most(2), 1), Looked::One);
+        assert_eq!(Looked::after(2, most(4), 2), Looked::Several);
+        assert_eq!(Looked::after(2, most(2), 0), Looked::Full);
+        // One lane was free, and the other became so meanwhile: a burst left more than the one that was claimed.
+        assert_eq!(Looked::after(1, most(1), 1), Looked::Several);
+        assert_eq!(Looked::after(3, Most { by_spares: 50, ..most(0) }, 1), Looked::Several);
     }
 }
