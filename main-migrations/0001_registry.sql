@@ -123,6 +123,21 @@ create table if not exists tenantd.spare (
     created_at timestamptz not null default now()
 );
 
+-- What was done to tenants, and by whom: each change by a command, and what the daemon did that a person may ask about later. Sweeps keep the
+-- newest two hundred thousand.
+create table if not exists tenantd.event (
+    id bigint generated always as identity primary key,
+    happened_at timestamptz not null default clock_timestamp(),
+    -- Null: the fleet as a whole.
+    key text,
+    what text not null,
+    -- The user and the machine: alice@host.
+    who text not null,
+    detail text
+);
+
+create index if not exists event_key on tenantd.event (key, id);
+
 -- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over. Whoever takes one locks its row in
 -- the table and asks there again whether it is free: after a lock, what the view says is what was before.
 create or replace view tenantd.spares_at_hand as

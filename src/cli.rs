@@ -65,6 +65,18 @@ pub enum Command {
     Config(ConfigCommand),
 }
 
+impl Command {
+    /// The command's name, as its connections to the main database bear it.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Command::Setup(_) => "setup",
+            Command::Status => "status",
+            Command::Config(_) => "config",
+        }
+    }
+}
+
 /// `tenantd setup`
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("moved").args(["adopt_registry", "new_registry"]))]

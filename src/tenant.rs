@@ -92,13 +92,15 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.word())
             }
         }
     };
 }
+
+pub(crate) use words;
 
 words!(State { Requested => "requested", Ready => "ready", Deleting => "deleting", Deleted => "deleted" });
 words!(Work { Idle => "idle", Due => "due", Failing => "failing", Parked => "parked", Held => "held" });

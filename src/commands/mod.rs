@@ -1,6 +1,7 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod config;
+pub mod given;
 pub mod output;
 pub mod progress;
 pub mod report;
@@ -11,7 +12,9 @@ pub mod sweep;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use self::given::Given;
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{Config, Sources, load};
 use crate::error::{Error, Kind, Result};
@@ -81,21 +84,20 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     }
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
-    let config = &loaded.config;
-    let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
-    let set = migration_set(config)?;
-    let status = match &cli.command {
-        Some(Command::Setup(arguments)) => {
-            setup::run(&server, config, &set, &worker(config, "setup"), arguments, cli.json, &mut out).await?
+    let Some(command) = cli.command else {
+        let set = migration_set(&loaded.config)?;
+        if !cli.sweep_once {
+            return serve::run(sources, loaded, set, log, tasks).await;
         }
-        Some(Command::Status) => {
-            status::run(&server, config, &set, &worker(config, "status"), cli.json, &mut out).await?
-        }
-        Some(Command::Config(_)) => unreachable!("answered above"),
-        None if cli.sweep_once => {
-            return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
-        }
-        None => return serve::run(sources, loaded, set, log, tasks).await,
+        let config = &loaded.config;
+        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
+        return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
+    };
+    let given = Given::new(Arc::new(loaded.config), command.word(), tasks, cli.json)?;
+    let status = match &command {
+        Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
+        Command::Status => status::run(&given, &mut out).await?,
+        Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
 }
@@ -126,5 +128,5 @@ pub fn migration_set(config: &Config) -> Result<MigrationSet> {
 /// This process, as it shows itself to the main database.
 #[must_use]
 pub fn worker(config: &Config, role: &str) -> Worker {
-    Worker::new(role, &crate::config::host_name(), config.bounds().pool)
+    Worker::new(role, &crate::config::user_name(), &crate::config::host_name(), config.bounds().pool)
 }

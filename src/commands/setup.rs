@@ -1,32 +1,27 @@
 //! `tenantd setup`: installs, prints what it would install, or removes.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::Write;
 
 use serde_json::json;
 
+use super::given::{Consent, Given};
 use super::{ExitStatus, output};
 use crate::cli;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::identity::Moved;
 use crate::registry::install::{Installed, Wishes};
-use crate::registry::{Registry, Worker, print as printed, signup};
+use crate::registry::{Registry, print as printed, signup};
 
 /// Installs and says what was done and what a person should know.
 ///
 /// # Errors
 /// As [`Registry::install`]'s; wrong use.
-pub async fn run(
-    server: &Server,
-    config: &Config,
-    set: &MigrationSet,
-    worker: &Worker,
-    arguments: &cli::Setup,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<ExitStatus> {
+pub async fn run(given: &Given, arguments: &cli::Setup, out: &mut impl Write) -> Result<ExitStatus> {
+    let Given { server, config, set, worker, json, .. } = given;
+    let json = *json;
     if arguments.print_sql {
         return print_sql(server, config, json, out).await;
     }
@@ -95,9 +90,8 @@ async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl 
 }
 
 async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
-    if !yes && !confirmed()? {
-        return Err(Error::usage("nothing was removed"));
-    }
+    let what = "This removes schema tenantd: which tenants exist and how they stand is forgotten.";
+    Consent { yes }.ask(what, "yes")?;
     let dropped = Registry::remove(server).await?;
     if json {
         output::object(out, &json!({ "removed": ["schema tenantd"], "dropped": dropped }))?;
@@ -109,17 +103,4 @@ async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) ->
         output::text(out, &told)?;
     }
     Ok(ExitStatus::Well)
-}
-
-fn confirmed() -> Result<bool> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Error::usage("without a terminal nothing is removed unasked").hint("add --yes"));
-    }
-    let question =
-        "This removes schema tenantd: which tenants exist and how they stand is forgotten. Type yes to go on: ";
-    output::text(&mut std::io::stderr(), question)?;
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(|error| Error::usage("read the answer").because(error))?;
-    Ok(answer.trim() == "yes")
 }

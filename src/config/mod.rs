@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use connection::Connection;
 pub use load::{Loaded, Setting, load};
-pub use sources::{DEFAULT_FILE, Environment, Sources, host_name};
+pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, user_name};
 
 /// Every setting, checked.
 #[derive(Debug, Clone)]

@@ -69,6 +69,17 @@ pub fn host_name() -> String {
     if name.trim().is_empty() { "host".to_owned() } else { name.trim().to_owned() }
 }
 
+/// Who runs this process, for the history of what was done: the user of the system, and whoever became that user by sudo.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is config")]
+pub fn user_name() -> String {
+    let name = whoami::username();
+    match std::env::var("SUDO_USER") {
+        Ok(before) if !before.is_empty() && before != name => format!("{before} as {name}"),
+        _ => name,
+    }
+}
+
 /// Variables by name. `Debug` prints the names alone, since values may be passwords.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);

@@ -295,6 +295,18 @@ fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {
     Err(Error::new(Kind::LeaseLost, format!("the lease on tenant {} ran out", claim.key)))
 }
 
+/// Does `work` under `claim`, whose lease is renewed meanwhile.
+///
+/// # Errors
+/// Those of `work`; [`Kind::LeaseLost`]: then `work` was dropped where it stood, and nothing may be written any more.
+pub async fn under_lease<T>(registry: &Registry, claim: &Claim, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let until = Mutex::new(claim.until);
+    tokio::select! {
+        done = work => done,
+        lost = keep_lease(registry, claim, &until) => Err(lost),
+    }
+}
+
 /// Renews the lease every third of its length, for as long as the work's own task lives. Returns only when the lease is lost.
 async fn keep_lease(registry: &Registry, claim: &Claim, until: &Mutex<Instant>) -> Error {
     loop {

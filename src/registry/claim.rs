@@ -55,7 +55,7 @@ pub struct Claim {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen(pub Option<Database>);
 
-const RETURNING: &str =
+pub(super) const RETURNING: &str =
     "returning t.key, t.attempt, t.name, t.state, t.work, t.failures, t.version, t.migration_set, t.access,
     t.database_oid, greatest(extract(epoch from clock_timestamp() - t.created_at), 0)::float8 as age";
 
@@ -326,7 +326,7 @@ impl Registry {
     }
 
     /// Reads what a claim took, and holds it in hand.
-    fn taken(&self, rows: Result<Vec<Row>>, asked: Instant, lease: Duration) -> Result<Vec<Claim>> {
+    pub(super) fn taken(&self, rows: Result<Vec<Row>>, asked: Instant, lease: Duration) -> Result<Vec<Claim>> {
         let rows = rows.inspect_err(|_| self.owe())?;
         let claims: Vec<Claim> = rows.iter().map(|row| read(row, asked, lease)).collect::<Result<_>>()?;
         self.keys_in_hand().extend(claims.iter().map(|claim| claim.key.clone()));

@@ -3,15 +3,19 @@
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes signups in
 //! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
-//! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics.
+//! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
+//! and [`events`] is the history of what was done.
 
+mod by_hand;
 pub mod claim;
 pub mod doorbell;
+pub mod events;
 pub mod fleet;
 mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+pub mod lookup;
 mod parts;
 pub mod print;
 mod record;
@@ -48,6 +52,8 @@ pub struct Registry {
     pub id: Uuid,
     /// Who claims: `host:pid:random` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
+    /// The user and the machine that this process runs for, as events name them: `alice@host`.
+    pub who: String,
     /// The newest version of the registry that this tenantd knows.
     knows: i64,
     in_hand: Arc<InHand>,
@@ -71,27 +77,29 @@ pub struct Worker {
     pub name: String,
     /// The name of its connections to the main database; a daemon's begins with `tenantd:daemon `, by which `status` knows it.
     pub application_name: String,
+    /// The user and the machine, as events name them: `alice@host`.
+    pub who: String,
     /// The most connections in its pool; those that stand apart from it, such as its doorbell's, come on top.
     pub connections: usize,
 }
 
 impl Worker {
-    /// This process, as a `role` such as `daemon` or `sweep`.
+    /// This process, as a `role` such as `daemon` or `sweep`, run by `user`.
     #[must_use]
-    pub fn new(role: &str, host: &str, connections: usize) -> Self {
+    pub fn new(role: &str, user: &str, host: &str, connections: usize) -> Self {
         // Two containers may have one host name, and both the process id 1.
         let random = &Uuid::new_v4().simple().to_string()[..4];
         let name = format!("{host}:{}:{random}", std::process::id());
         let mut application_name = format!("tenantd:{role} {name}");
         // The server would cut it off with a notice.
         application_name.truncate(application_name.floor_char_boundary(crate::tenant::MAX_IDENTIFIER_BYTES));
-        Worker { name, application_name, connections }
+        Worker { name, application_name, who: format!("{user}@{host}"), connections }
     }
 
     fn registry(&self, server: &Server, id: Uuid) -> Result<Registry> {
         let pool = Pool::new(server.clone(), self.connections, &*self.application_name);
         let knows = embedded::main()?.newest_version();
-        Ok(Registry { pool, id, worker: self.name.clone(), knows, in_hand: Arc::default() })
+        Ok(Registry { pool, id, worker: self.name.clone(), who: self.who.clone(), knows, in_hand: Arc::default() })
     }
 }
 

@@ -7,8 +7,18 @@ use super::field;
 use crate::error::Result;
 use crate::pg::Doing;
 
-const TABLES: [&str; 9] =
-    ["migration", "registry", "tenant", "signup", "migration_set", "template", "spare", "spares_at_hand", "tenants"];
+const TABLES: &[&str] = &[
+    "migration",
+    "registry",
+    "tenant",
+    "signup",
+    "migration_set",
+    "template",
+    "event",
+    "spare",
+    "spares_at_hand",
+    "tenants",
+];
 const FUNCTIONS: [&str; 7] = [
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",
@@ -26,7 +36,7 @@ pub(super) async fn missing(client: &Client) -> Result<Vec<String>> {
             "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null
                           union all
                           select f from unnest($2::text[]) f where to_regprocedure('tenantd.' || f) is null) as missing",
-            &[(&TABLES.as_slice(), Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
+            &[(&TABLES, Type::TEXT_ARRAY), (&FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
         )
         .await
         .doing(|| "look for the parts of the registry".to_owned())?;

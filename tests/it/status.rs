@@ -1,8 +1,10 @@
 //! `tenantd status` on a real server: rows in every state, and each thing that needs a person.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tenantd::commands::given::Given;
 use tenantd::commands::{ExitStatus, status};
 use tenantd::config::Config;
 use tenantd::error::{Error, Kind};
@@ -78,8 +80,10 @@ impl Scene {
         let server = Server::new(self.config.main.clone(), tasks.clone());
         let mut out = Vec::new();
         // One connection must do.
-        let worker = Worker::new("status", "test", 1);
-        let status = status::run(&server, &self.config, &self.set, &worker, json, &mut out).await.expect("status");
+        let worker = Worker::new("status", "test", "test", 1);
+        let (config, set) = (Arc::new(self.config.clone()), Arc::new(self.set.clone()));
+        let given = Given { server, config, set, worker, tasks: tasks.clone(), json };
+        let status = status::run(&given, &mut out).await.expect("status");
         assert!(tasks.stop(SOON).await.is_empty());
         (String::from_utf8(out).expect("text"), status)
     }

@@ -5,7 +5,8 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use native_tls::TlsConnector;
@@ -378,11 +379,17 @@ fn database_user() -> String {
     if known { "postgres" } else { "nobody" }.into()
 }
 
-/// A free port below those that the kernel hands out by itself, so that none is taken before it is used, or while a server restarts.
+/// A free port below those that the kernel hands out by itself, so that none is taken before it is used, or while a server restarts. One
+/// after the other from a random one on, so that no two servers of a process get the same.
 #[must_use]
 pub fn free_port() -> u16 {
+    const PORTS: u32 = 12_000;
+    static FIRST: LazyLock<u32> =
+        LazyLock::new(|| u32::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes")) % PORTS);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let port = 20_000 + u16::try_from(uuid::Uuid::new_v4().as_u128() % 12_000).expect("a small number");
+        let number = (*FIRST + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let port = 20_000 + u16::try_from(number).expect("a small number");
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }

@@ -10,16 +10,16 @@ use std::io::Write;
 
 use uuid::Uuid;
 
+use super::given::Given;
 use super::{ExitStatus, output};
 use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::migrations::MigrationSet;
-use crate::pg::Server;
+use crate::registry::Registry;
 use crate::registry::fleet::{Fleet, VersionCount};
 use crate::registry::sets::Relations;
 use crate::registry::signup::{self, Table, Trigger};
 use crate::registry::sweep::Room;
-use crate::registry::{Registry, Worker};
 
 /// Everything that status shows.
 struct Status<'a> {
@@ -74,17 +74,9 @@ enum Standing {
 /// # Errors
 /// The main database cannot be reached, there is no registry, it is damaged, newer, or belongs to another database; `out` cannot be
 /// written to.
-pub async fn run(
-    server: &Server,
-    config: &Config,
-    set: &MigrationSet,
-    worker: &Worker,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<ExitStatus> {
-    let registry = Registry::open(server, worker).await?;
-    let status = Status::read(&registry, config, set).await?;
-    if json {
+pub async fn run(given: &Given, out: &mut impl Write) -> Result<ExitStatus> {
+    let status = Status::read(&given.registry().await?, &given.config, &given.set).await?;
+    if given.json {
         output::object(out, &json::object(&status))?;
     } else {
         output::text(out, &text::whole(&status))?;
