@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::doctor::Doctor;
+
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
 /// Without a command it runs as the daemon: it installs what is missing in the main database, then turns each signup into a database.
@@ -60,6 +62,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// What keeps a fleet from being made or kept, found before the first signup meets it
+    Doctor(Doctor),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -72,6 +76,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
         }
     }

@@ -1,6 +1,7 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod config;
+pub mod doctor;
 pub mod given;
 pub mod output;
 pub mod progress;
@@ -93,11 +94,17 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
         return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
     };
+    if let Command::Doctor(arguments) = &command {
+        // What the others cannot begin with, migrations that do not load, is among what it looks for.
+        let (config, worker) = (&loaded.config, worker(&loaded.config, command.word()));
+        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
+        return Ok(doctor::run(&server, config, &worker, &tasks, arguments, cli.json, &mut out).await?.into());
+    }
     let given = Given::new(Arc::new(loaded.config), command.word(), tasks, cli.json)?;
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
-        Command::Config(_) => unreachable!("answered above"),
+        Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
 }

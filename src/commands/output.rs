@@ -121,6 +121,21 @@ pub fn duration(length: Duration) -> String {
     }
 }
 
+/// A number of bytes in the largest unit that leaves one or more: `512 B`, `7.5 MB`, `14 GB`.
+#[must_use]
+pub fn bytes(number: i64) -> String {
+    let (mut rest, mut units) = (number, ["kB", "MB", "GB", "TB"].iter());
+    let mut shown = format!("{number} B");
+    while rest >= 1_000
+        && let Some(unit) = units.next()
+    {
+        let tenths = rest / 100;
+        rest /= 1_000;
+        shown = if rest < 10 { format!("{rest}.{} {unit}", tenths % 10) } else { format!("{rest} {unit}") };
+    }
+    shown
+}
+
 /// A moment as people read it, to the second.
 #[must_use]
 pub fn moment(at: Timestamp) -> String {
@@ -186,6 +201,21 @@ mod tests {
         ];
         for (seconds, shown) in table {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short_to_read() {
+        let table = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (7_549_999, "7.5 MB"),
+            (14_000_000_000, "14 GB"),
+            (3_200_000_000_000_000, "3200 TB"),
+        ];
+        for (number, shown) in table {
+            assert_eq!(bytes(number), shown);
         }
     }
 

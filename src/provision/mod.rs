@@ -3,6 +3,7 @@
 mod context;
 mod failure;
 pub mod fresh;
+pub mod scratch;
 pub mod spare;
 mod step;
 mod supply;

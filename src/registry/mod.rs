@@ -8,17 +8,19 @@
 
 mod by_hand;
 pub mod claim;
+pub mod doctor;
 pub mod doorbell;
 pub mod events;
 pub mod fleet;
-mod grants;
+pub mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
 pub mod lookup;
-mod parts;
+pub mod parts;
 pub mod print;
 mod record;
+pub mod schema;
 pub mod sets;
 pub mod signup;
 pub mod spares;

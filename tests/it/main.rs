@@ -12,6 +12,7 @@ mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
 pub mod crowd;
+mod doctor;
 mod doorbell;
 mod doorbell_faults;
 mod failing;
