@@ -5,6 +5,7 @@ pub mod support;
 
 mod at_commit;
 mod bounds;
+mod catalogue;
 mod claims;
 mod conflicts;
 mod connect;
