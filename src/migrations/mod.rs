@@ -1,6 +1,7 @@
 //! Migrations as they are on disk or in the binary, and what follows from comparing them with what was applied. All pure, but for
 //! `source`, which reads a folder.
 
+pub mod back;
 pub mod compare;
 pub mod embedded;
 pub mod place;
@@ -127,6 +128,14 @@ impl MigrationSet {
         found.ok().map(|index| &self.migrations[index])
     }
 
+    /// Those of a version up to `version`; `None` when there is none.
+    #[must_use]
+    pub fn up_to(&self, version: i64) -> Option<MigrationSet> {
+        let count = self.migrations.partition_point(|migration| migration.version <= version);
+        let migrations = self.migrations[..count].to_vec();
+        (count > 0).then(|| MigrationSet { source: self.source.clone(), migrations })
+    }
+
     /// The version that a schema has when the whole set is applied.
     #[must_use]
     pub fn newest_version(&self) -> i64 {
@@ -183,6 +192,9 @@ pub(crate) mod tests {
         assert_eq!(set.newest_version(), 10);
         assert_eq!(set.get(9).unwrap().name, "b");
         assert_eq!(set.get(2), None);
+        assert_eq!(set.up_to(9).unwrap().entries(), set.entries()[..2]);
+        assert_eq!(set.up_to(i64::MAX).unwrap(), set);
+        assert_eq!(set.up_to(0), None);
     }
 
     #[test]
