@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::check::Check;
 use crate::commands::doctor::Doctor;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
@@ -62,6 +63,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
+    Check(Check),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
     Doctor(Doctor),
     /// Check or show the settings
@@ -76,6 +79,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Check(_) => "check",
             Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
         }

@@ -1,5 +1,6 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod check;
 pub mod config;
 pub mod doctor;
 pub mod given;
@@ -104,6 +105,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
         Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

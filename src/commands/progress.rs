@@ -1,4 +1,4 @@
-//! How far a sweep has come: a bar on stderr, where that is a terminal.
+//! How far a sweep or a check has come: a bar on stderr, where that is a terminal.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::provision::Outcome;
 
 /// No colours; what does not fit the terminal is cut off.
-const TEMPLATE: &str = "sweep [{bar:40}] {pos} of {len}{msg}, {eta} to go";
+const TEMPLATE: &str = "{prefix} [{bar:40}] {pos} of {len}{msg}, {eta} to go";
 
-/// The bar of one sweep. It appears with the first tenant that ended and leaves nothing behind.
+/// The bar of one command. It appears with the first tenant that ended and leaves nothing behind.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
@@ -20,12 +20,18 @@ impl Bar {
     /// A bar that is drawn on stderr if that is a terminal, and never otherwise.
     #[must_use]
     pub fn new() -> Self {
-        Self::drawn_on(ProgressDrawTarget::stderr())
+        Self::called("sweep")
     }
 
-    fn drawn_on(target: ProgressDrawTarget) -> Self {
+    /// The same for another command, which is called `word`.
+    #[must_use]
+    pub fn called(word: &'static str) -> Self {
+        Self::drawn_on(ProgressDrawTarget::stderr(), word)
+    }
+
+    fn drawn_on(target: ProgressDrawTarget, word: &'static str) -> Self {
         let style = ProgressStyle::with_template(TEMPLATE).expect("the template is right").progress_chars("=> ");
-        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style).with_prefix(word);
         Bar { bar, failed: AtomicUsize::new(0) }
     }
 
@@ -37,6 +43,15 @@ impl Bar {
         }
         self.bar.set_length(u64::try_from(chosen).unwrap_or(u64::MAX));
         self.bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
+    }
+
+    /// `through` of `all` tenants were looked at, and `found` things found.
+    pub fn advance(&self, through: usize, all: usize, found: usize) {
+        if found > 0 {
+            self.bar.set_message(format!(", {found} found"));
+        }
+        self.bar.set_length(u64::try_from(all).unwrap_or(u64::MAX));
+        self.bar.set_position(u64::try_from(through).unwrap_or(u64::MAX));
     }
 
     /// Takes the bar away.
@@ -58,7 +73,7 @@ mod tests {
 
     #[test]
     fn it_counts_what_ended_and_what_failed() {
-        let bar = Bar::drawn_on(ProgressDrawTarget::hidden());
+        let bar = Bar::drawn_on(ProgressDrawTarget::hidden(), "sweep");
         let error = || Error::new(Kind::Other, "x");
         let outcomes = [
             Some(Outcome::Ready { made: true, migrated: vec![1] }),
@@ -72,6 +87,8 @@ mod tests {
         }
         assert_eq!((bar.bar.position(), bar.bar.length()), (5, Some(7)));
         assert_eq!(bar.bar.message(), ", 2 failed");
+        bar.advance(6, 8, 3);
+        assert_eq!((bar.bar.position(), bar.bar.length(), bar.bar.message()), (6, Some(8), ", 3 found".to_owned()));
         bar.finish();
         assert!(bar.bar.is_finished());
     }

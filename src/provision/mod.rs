@@ -1,6 +1,7 @@
 //! Reconcile: bring one claimed tenant from what is observed to what is desired. The only way a tenant ever changes.
 
 mod context;
+pub mod expected;
 mod failure;
 pub mod fresh;
 pub mod scratch;

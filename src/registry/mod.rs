@@ -7,6 +7,7 @@
 //! and [`events`] is the history of what was done.
 
 mod by_hand;
+pub mod check;
 pub mod claim;
 pub mod doctor;
 pub mod doorbell;

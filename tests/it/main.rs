@@ -6,6 +6,7 @@ pub mod support;
 mod at_commit;
 mod bounds;
 mod catalogue;
+mod check;
 mod claims;
 mod conflicts;
 mod connect;
