@@ -19,6 +19,7 @@ pub mod lookup;
 mod parts;
 pub mod print;
 mod record;
+pub mod rollouts;
 pub mod sets;
 pub mod signup;
 pub mod spares;

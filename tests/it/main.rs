@@ -24,6 +24,7 @@ mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+mod rollouts;
 mod service;
 mod serving;
 mod sessions;
