@@ -26,6 +26,8 @@ mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+#[cfg(debug_assertions)]
+mod rollback;
 mod service;
 mod serving;
 mod sessions;
