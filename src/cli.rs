@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::rollback;
+
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
 /// Without a command it runs as the daemon: it installs what is missing in the main database, then turns each signup into a database.
@@ -60,6 +62,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Take migrations of tenants back by their down files, and hold the tenants there
+    Rollback(rollback::Arguments),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -72,6 +76,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Rollback(_) => "rollback",
             Command::Config(_) => "config",
         }
     }

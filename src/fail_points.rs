@@ -47,11 +47,19 @@ pub enum Point {
     Mended,
     /// Nothing is left to do, and that is not recorded.
     Looked,
+    /// A tenant is held to be rolled back, and nothing was taken back.
+    RollbackBegun,
+    /// One migration was taken back.
+    Undone,
+    /// One statement of a down file without a transaction is done, and not counted.
+    StatementUndone,
+    /// All is taken back, and that is not recorded.
+    RolledBack,
 }
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 22] = [
+    pub const ALL: [Point; 26] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -74,6 +82,10 @@ impl Point {
         Point::TakenBack,
         Point::Mended,
         Point::Looked,
+        Point::RollbackBegun,
+        Point::Undone,
+        Point::StatementUndone,
+        Point::RolledBack,
     ];
 
     /// The word for it in the variable `TENANTD_FAIL_POINT`.

@@ -5,6 +5,7 @@ pub mod given;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod rollback;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -97,6 +98,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

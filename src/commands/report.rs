@@ -146,7 +146,7 @@ fn besides(report: &Report) -> String {
 }
 
 /// The whole chain with its SQLSTATE; further lines of it, and the advice, stand below, indented.
-fn in_full(error: &Error) -> String {
+pub(super) fn in_full(error: &Error) -> String {
     let chain = error.chain();
     let mut lines: Vec<String> = chain.lines().map(|line| output::line(line.trim())).collect();
     if let Some(code) = error.code().filter(|code| !chain.contains(&format!("SQLSTATE {code}"))) {

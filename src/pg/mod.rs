@@ -3,6 +3,7 @@
 pub mod admin;
 mod attempt;
 mod budget;
+pub mod catalogue;
 pub mod migrate;
 mod password;
 mod pool;

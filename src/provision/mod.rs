@@ -3,6 +3,7 @@
 mod context;
 mod failure;
 pub mod fresh;
+pub mod rollback;
 pub mod spare;
 mod step;
 mod supply;
@@ -284,7 +285,7 @@ async fn approach(
                 Step::Grant => claim.access = Some(desired.access.to_owned()),
                 Step::TakeBack => claim.database_oid = observed.database.as_ref().map(|database| database.oid),
                 Step::DropInvalid => claim.database_oid = None,
-                Step::Make | Step::Close | Step::Own | Step::Open => {}
+                Step::Make | Step::Close | Step::Own | Step::Open | Step::RollBack { .. } => {}
             }
         }
         // What a look from outside and from within found missing is done with its steps; only what it could not see takes another.

@@ -364,7 +364,7 @@ pub(super) fn damaged(error: Error) -> Error {
     }
 }
 
-fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
+pub(super) fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
     let (state, work): (String, String) = (field(row, "state")?, field(row, "work")?);
     let unknown = |word: &str| {
         Error::new(Kind::Registry, format!("the registry holds {word:?}, which this tenantd does not know"))

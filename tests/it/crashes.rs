@@ -24,6 +24,8 @@ enum Way {
     Mending(&'static str),
     /// The same, and this one in the tenant's own database.
     MendingInside(&'static str, &'static str),
+    /// A command; tested with it.
+    ByCommand,
 }
 
 fn way(point: Point) -> Way {
@@ -59,6 +61,7 @@ fn way(point: Point) -> Way {
         | Point::TemplateFilled
         | Point::TemplateClosed
         | Point::TemplateComplete => Way::Making,
+        Point::RollbackBegun | Point::Undone | Point::StatementUndone | Point::RolledBack => Way::ByCommand,
     }
 }
 
@@ -67,7 +70,8 @@ fn way(point: Point) -> Way {
 #[tokio::test]
 async fn a_daemon_that_died_at_any_point_is_taken_over() {
     // A few at a time: each makes databases, and the machine has few cores.
-    futures_util::stream::iter(Point::ALL).map(die_and_go_on).buffer_unordered(6).collect::<Vec<()>>().await;
+    let points = Point::ALL.into_iter().filter(|point| !matches!(way(*point), Way::ByCommand));
+    futures_util::stream::iter(points).map(die_and_go_on).buffer_unordered(6).collect::<Vec<()>>().await;
 }
 
 async fn die_and_go_on(point: Point) {

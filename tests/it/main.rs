@@ -5,6 +5,7 @@ pub mod support;
 
 mod at_commit;
 mod bounds;
+mod catalogue;
 mod claims;
 mod conflicts;
 mod connect;
@@ -16,14 +17,17 @@ mod doorbell;
 mod doorbell_faults;
 mod failing;
 pub mod fleet;
+mod going_back;
 mod harness;
-mod migrations;
+pub mod migrations;
 mod notices;
 mod others;
 mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+#[cfg(debug_assertions)]
+mod rollback;
 mod rollouts;
 mod service;
 mod serving;
