@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::check::Check;
 use crate::commands::doctor::Doctor;
+use crate::commands::rollback;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -63,6 +64,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Take migrations of tenants back by their down files, and hold the tenants there
+    Rollback(rollback::Arguments),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
@@ -79,6 +82,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Rollback(_) => "rollback",
             Command::Check(_) => "check",
             Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",

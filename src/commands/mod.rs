@@ -7,6 +7,7 @@ pub mod given;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod rollback;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -105,6 +106,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
         Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };

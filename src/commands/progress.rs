@@ -1,4 +1,4 @@
-//! How far a sweep or a check has come: a bar on stderr, where that is a terminal.
+//! How far a sweep has come: a bar on stderr, where that is a terminal.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +9,7 @@ use crate::provision::Outcome;
 /// No colours; what does not fit the terminal is cut off.
 const TEMPLATE: &str = "{prefix} [{bar:40}] {pos} of {len}{msg}, {eta} to go";
 
-/// The bar of one command. It appears with the first tenant that ended and leaves nothing behind.
+/// The bar of one sweep, or of another command that goes from tenant to tenant. It appears with the first tenant that ended and leaves nothing behind.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
@@ -17,27 +17,34 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar that is drawn on stderr if that is a terminal, and never otherwise.
+    /// A sweep's bar, drawn on stderr if that is a terminal, and never otherwise.
     #[must_use]
     pub fn new() -> Self {
-        Self::called("sweep")
+        Self::of("sweep")
     }
 
-    /// The same for another command, which is called `word`.
+    /// The same for the command called `word`.
     #[must_use]
-    pub fn called(word: &'static str) -> Self {
-        Self::drawn_on(ProgressDrawTarget::stderr(), word)
+    pub fn of(word: &'static str) -> Self {
+        let bar = Self::drawn_on(ProgressDrawTarget::stderr());
+        bar.bar.set_prefix(word);
+        bar
     }
 
-    fn drawn_on(target: ProgressDrawTarget, word: &'static str) -> Self {
+    fn drawn_on(target: ProgressDrawTarget) -> Self {
         let style = ProgressStyle::with_template(TEMPLATE).expect("the template is right").progress_chars("=> ");
-        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style).with_prefix(word);
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
         Bar { bar, failed: AtomicUsize::new(0) }
     }
 
     /// Takes what [`sweep`](crate::sweep::sweep) tells of one tenant: how it ended, how many have, and how many were chosen.
     pub fn ended(&self, outcome: Option<&Outcome>, ended: usize, chosen: usize) {
-        if matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Server(_))) {
+        self.count(matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Server(_))), ended, chosen);
+    }
+
+    /// Takes that one more tenant came to its end: whether it failed, how many have, and how many were chosen.
+    pub fn count(&self, failed: bool, ended: usize, chosen: usize) {
+        if failed {
             let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
             self.bar.set_message(format!(", {failed} failed"));
         }
@@ -46,7 +53,7 @@ impl Bar {
     }
 
     /// `through` of `all` tenants were looked at, and `found` things found.
-    pub fn advance(&self, through: usize, all: usize, found: usize) {
+    pub fn looked(&self, through: usize, all: usize, found: usize) {
         if found > 0 {
             self.bar.set_message(format!(", {found} found"));
         }
@@ -73,7 +80,7 @@ mod tests {
 
     #[test]
     fn it_counts_what_ended_and_what_failed() {
-        let bar = Bar::drawn_on(ProgressDrawTarget::hidden(), "sweep");
+        let bar = Bar::drawn_on(ProgressDrawTarget::hidden());
         let error = || Error::new(Kind::Other, "x");
         let outcomes = [
             Some(Outcome::Ready { made: true, migrated: vec![1] }),
@@ -87,7 +94,7 @@ mod tests {
         }
         assert_eq!((bar.bar.position(), bar.bar.length()), (5, Some(7)));
         assert_eq!(bar.bar.message(), ", 2 failed");
-        bar.advance(6, 8, 3);
+        bar.looked(6, 8, 3);
         assert_eq!((bar.bar.position(), bar.bar.length(), bar.bar.message()), (6, Some(8), ", 3 found".to_owned()));
         bar.finish();
         assert!(bar.bar.is_finished());

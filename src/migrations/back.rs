@@ -4,6 +4,30 @@ use super::compare::{Recorded, difference};
 use super::{Down, Migration, MigrationSet};
 use crate::error::{Error, Kind, Result};
 
+/// How far to go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Until nothing newer than this version is left; 0: nothing at all.
+    To(i64),
+    /// So many migrations, the newest first.
+    Steps(usize),
+}
+
+impl Target {
+    /// The newest version of `theirs` that stays.
+    #[must_use]
+    pub fn version(self, theirs: &[Recorded]) -> i64 {
+        match self {
+            Target::To(version) => version,
+            Target::Steps(steps) => {
+                let mut versions: Vec<i64> = theirs.iter().map(|recorded| recorded.entry.version).collect();
+                versions.sort_unstable();
+                versions.iter().rev().nth(steps).copied().unwrap_or(0)
+            }
+        }
+    }
+}
+
 /// What is taken back from `theirs`, the newest first, so that nothing newer than `to` is left, each with how. One that was half undone is
 /// among it.
 ///

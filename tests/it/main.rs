@@ -28,6 +28,9 @@ mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+#[cfg(debug_assertions)]
+mod rollback;
+mod rollouts;
 mod service;
 mod serving;
 mod sessions;

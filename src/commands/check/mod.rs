@@ -253,7 +253,7 @@ async fn tenants(context: &Arc<Context>, filter: &Filter, arguments: &Check, req
     let expectations = Expectations::new(context);
     let settings = &context.config.tenant;
     let roles: Vec<String> = settings.use_roles.iter().chain(&settings.connect_roles).cloned().collect();
-    let bar = progress::Bar::called("check");
+    let bar = progress::Bar::of("check");
     loop {
         let page = context.registry.outside(filter, &after, PAGE, &roles).await?;
         let Some(last) = page.last() else { break };
@@ -270,7 +270,7 @@ async fn tenants(context: &Arc<Context>, filter: &Filter, arguments: &Check, req
         while let Some(findings) = looks.next().await {
             report.looked_at += 1;
             found.extend(findings);
-            bar.advance(report.looked_at, all, report.findings.len() + found.len());
+            bar.looked(report.looked_at, all, report.findings.len() + found.len());
         }
         found.sort_by(|one, other| (&one.key, one.ill).cmp(&(&other.key, other.ill)));
         report.findings.extend(found);
