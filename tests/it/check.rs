@@ -222,15 +222,31 @@ KEY (database NAME)
     database.finish().await;
 }
 
-/// Goal: a tenant that lacks a migration is compared with what its own set makes, and brought to the newest by --fix; a checksum that differs
-/// stops the fix of that tenant alone. Method: a second migration; one tenant's history is edited; one is held.
+/// Goal: a tenant that lacks a migration is compared with what its own set makes; it waits for its turn in the rollout, and is brought up by
+/// --fix where that has passed it by. A checksum that differs stops the fix of that tenant alone. Method: a second migration; a tenant that was
+/// held while it went through the fleet; one whose history is edited; one that is still held.
 #[tokio::test]
 async fn tenants_behind_are_mended_and_drift_is_left_to_a_person() {
     let (database, folder) = (TestDatabase::new().await, folder());
     let program = program(&database, folder.path());
     let keys = ready(&database, &program, 3).await;
     write_migrations(folder.path(), &[SECOND]);
-    let edit = "update tenantd_migration set checksum = repeat('0', 64)";
+    let early = program.run(&["check", "--fix", "--json"]).await;
+    let behind: Vec<(usize, &str, bool)> = (0..3).map(|place| (place, "behind", false)).collect();
+    assert_eq!((early.code(), found(&object(&early), &keys)), (1, expected(&behind)), "{early:?}");
+    let why = object(&early)["findings"][0]["not_fixed"].clone();
+    assert!(
+        why.as_str().expect("a text").starts_with("the rollout of the migrations brings it up in its turn"),
+        "{why}"
+    );
+    let begun = "select count(*) from tenantd.rollout";
+    assert_eq!(one::<i64>(&database.superuser().await, begun).await, 0, "a check begins no rollout");
+
+    let hold = |place: usize| format!("update tenantd.tenant set work = 'held' where key = '{}'", keys[place]);
+    execute(&database, &format!("{}; {}", hold(0), hold(2))).await;
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
+    execute(&database, &hold(0).replace("held", "idle")).await;
+    let edit = "update tenantd_migration set checksum = repeat('0', 64) where version = 1";
     database
         .tenant_superuser(&database.tenant_name(&keys[1]))
         .await
@@ -239,7 +255,6 @@ async fn tenants_behind_are_mended_and_drift_is_left_to_a_person() {
         .expect("edit the history");
     let open = format!("grant connect on database \"{}\" to public", database.tenant_name(&keys[1]));
     execute(&database, &open).await;
-    execute(&database, &format!("update tenantd.tenant set work = 'held' where key = '{}'", keys[2])).await;
 
     let mended = program.run(&["check", "--fix", "--json"]).await;
     let object = object(&mended);

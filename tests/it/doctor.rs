@@ -162,7 +162,7 @@ async fn everything_that_is_missing_is_named_at_once() {
 async fn without_a_connection_the_rest_is_unknown() {
     let database = TestDatabase::new().await;
     let address = database.server().address().to_string();
-    for url in [database.url().replace("canary", "wrong"), database.url().replace(&address, "127.0.0.1:1")] {
+    for url in [database.url().replace("swordfish", "wrong"), database.url().replace(&address, "127.0.0.1:1")] {
         let found = program(&database).setting("main.url", &url).run(&["doctor", "--json"]).await;
         assert_eq!(found.code(), 3, "{found:?}");
         let verdicts = verdicts(&found);

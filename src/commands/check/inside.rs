@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::outside::FIX;
+use super::outside::{FIX, ROLLOUT};
 use super::{Finding, Ill};
 use crate::error::{Error, Result};
 use crate::migrations::compare::{Verdict, compare};
@@ -133,7 +133,8 @@ fn of_migrations(context: &Context, tenant: &Outside, history: &[AppliedRow]) ->
         Verdict::Behind(pending) => {
             let lacks: Vec<String> =
                 pending.iter().map(|migration| format!("{} {}", migration.version, migration.name)).collect();
-            vec![Finding::of(tenant, Ill::Behind, format!("it lacks migrations: {}", lacks.join(", ")), FIX)]
+            let advice = if context.gate.is_open() { FIX } else { ROLLOUT };
+            vec![Finding::of(tenant, Ill::Behind, format!("it lacks migrations: {}", lacks.join(", ")), advice)]
         }
         Verdict::Newer(more) => {
             let more: Vec<String> = more.iter().map(|entry| format!("{} {}", entry.version, entry.name)).collect();

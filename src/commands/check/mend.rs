@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
 
+use super::outside::ROLLOUT;
 use super::{Check, Finding, Ill, Report, parallel};
 use crate::error::Result;
 use crate::provision::spare::drop_strays;
@@ -26,9 +27,11 @@ pub enum Mended {
 
 /// Puts right what may be, and says of each finding what became of it.
 pub(super) async fn all(context: &Context, report: &mut Report, arguments: &Check, requests: &Requests) -> Result<()> {
-    let (free, reconcilable, strays) = chosen(&report.findings);
+    let in_turn = !context.gate.is_open();
+    let cures = |ill: Ill| ill.cure().is_some() && !(in_turn && ill == Ill::Behind);
+    let (free, reconcilable, strays) = chosen(&report.findings, cures);
     if arguments.dry_run {
-        let would = |finding: &Finding| would_be(finding, &reconcilable);
+        let would = |finding: &Finding| would_be(finding, &reconcilable, cures);
         let which: Vec<bool> = report.findings.iter().map(would).collect();
         for (finding, _) in report.findings.iter_mut().zip(which).filter(|(_, would)| *would) {
             finding.mended = Mended::WouldBe;
@@ -62,7 +65,8 @@ pub(super) async fn all(context: &Context, report: &mut Report, arguments: &Chec
         match finding.ill {
             // One that is not there any more was taken up meanwhile.
             Ill::Lease if freed.contains(key) || free.contains(key) => finding.mended = Mended::Done,
-            ill if ill.cure().is_some() => {
+            ill if ill.cure().is_some() && !cures(ill) => finding.mended = Mended::Failed(ROLLOUT.to_owned()),
+            ill if cures(ill) => {
                 finding.mended = outcomes.get(key).cloned().unwrap_or_else(|| {
                     Mended::Failed("what else is wrong with the tenant stands in the way".to_owned())
                 });
@@ -75,7 +79,7 @@ pub(super) async fn all(context: &Context, report: &mut Report, arguments: &Chec
 }
 
 /// Tenants whose leases are to be freed, those to be reconciled with why, and whether there are strays.
-fn chosen(findings: &[Finding]) -> (Vec<String>, BTreeMap<String, Vec<Ill>>, bool) {
+fn chosen(findings: &[Finding], cures: impl Fn(Ill) -> bool) -> (Vec<String>, BTreeMap<String, Vec<Ill>>, bool) {
     let (mut free, mut ills, mut strays) = (Vec::new(), BTreeMap::<String, Vec<Ill>>::new(), false);
     for finding in findings {
         strays |= finding.ill == Ill::Stray;
@@ -86,14 +90,14 @@ fn chosen(findings: &[Finding]) -> (Vec<String>, BTreeMap<String, Vec<Ill>>, boo
             ills.entry(key.clone()).or_default().push(finding.ill);
         }
     }
-    ills.retain(|_, ills| !ills.iter().any(|ill| ill.bars()) && ills.iter().any(|ill| ill.cure().is_some()));
+    ills.retain(|_, ills| !ills.iter().any(|ill| ill.bars()) && ills.iter().any(|ill| cures(*ill)));
     (free, ills, strays)
 }
 
-fn would_be(finding: &Finding, reconcilable: &BTreeMap<String, Vec<Ill>>) -> bool {
+fn would_be(finding: &Finding, reconcilable: &BTreeMap<String, Vec<Ill>>, cures: impl Fn(Ill) -> bool) -> bool {
     match (&finding.key, finding.ill) {
         (_, Ill::Lease | Ill::Stray) => true,
-        (Some(key), ill) => ill.cure().is_some() && reconcilable.contains_key(key),
+        (Some(key), ill) => cures(ill) && reconcilable.contains_key(key),
         _ => false,
     }
 }

@@ -215,7 +215,7 @@ pub async fn run(given: &Given, arguments: &Check, out: &mut impl Write) -> Resu
     if mending {
         doctor::before(given, &[Asked::Writes, Asked::Rights]).await?;
     }
-    let context = given.context().await?;
+    let context = given.looking().await?;
     let keys = context.registry.resolve(&arguments.keys).await?;
     let filter = Filter { keys, ..arguments.filters.filter(&context.set.id()) };
     let requests = Requests::of_process(&given.tasks)?;

@@ -9,6 +9,10 @@ use crate::tenant::{State, Work};
 /// What `--fix` is told by.
 pub(super) const FIX: &str = "`tenantd check --fix` puts it right";
 
+/// What a tenant behind is told while the migrations go through the fleet in their order.
+pub(super) const ROLLOUT: &str =
+    "the rollout of the migrations brings it up in its turn: `tenantd --sweep-once` goes on with it";
+
 /// Whether the inside can say anything: the database is the tenant's, whole and open.
 pub(super) fn may_be_entered(tenant: &Outside) -> bool {
     let ours = |database: &Database| {
