@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::list::List;
+
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
 /// Without a command it runs as the daemon: it installs what is missing in the main database, then turns each signup into a database.
@@ -63,6 +65,8 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The tenants, filtered and sorted
+    List(List),
 }
 
 impl Command {
@@ -73,6 +77,7 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Config(_) => "config",
+            Command::List(_) => "list",
         }
     }
 }

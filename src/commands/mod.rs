@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod given;
+pub mod list;
 pub mod output;
 pub mod progress;
 pub mod report;
@@ -98,6 +99,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
         Command::Config(_) => unreachable!("answered above"),
+        Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
     };
     Ok(status.into())
 }

@@ -127,6 +127,19 @@ pub fn moment(at: Timestamp) -> String {
     at.strftime("%F %T UTC").to_string()
 }
 
+/// A size on disk in thousands of thousands: `512 B`, `7.6 MB`, `12 GB`.
+#[must_use]
+pub fn size(bytes: i64) -> String {
+    let (mut whole, mut tenths, mut unit) = (bytes.max(0), 0, "B");
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if whole < 1000 {
+            break;
+        }
+        (whole, tenths, unit) = (whole / 1000, whole % 1000 / 100, larger);
+    }
+    if unit == "B" || whole >= 10 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") }
+}
+
 /// `no tenant`, `1 tenant`, `2 tenants`.
 #[must_use]
 pub fn counted(number: i64, one: &str) -> String {
@@ -187,6 +200,15 @@ mod tests {
         for (seconds, shown) in table {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), shown);
         }
+    }
+
+    #[test]
+    fn sizes_have_one_unit_and_no_more_figures_than_mean_something() {
+        let table = [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (7_648_199, "7.6 MB"), (12_345_678, "12 MB")];
+        for (bytes, shown) in table {
+            assert_eq!(size(bytes), shown);
+        }
+        assert_eq!(size(i64::MAX), "9223372 TB");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! and [`events`] is the history of what was done.
+//! [`tenants`] reads them for commands, and [`events`] is the history of what was done.
 
 mod by_hand;
 pub mod claim;
@@ -24,6 +24,7 @@ pub mod signup;
 pub mod spares;
 pub mod sweep;
 pub mod templates;
+pub mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

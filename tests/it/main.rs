@@ -17,6 +17,8 @@ mod doorbell_faults;
 mod failing;
 pub mod fleet;
 mod harness;
+mod list;
+mod lookup;
 mod migrations;
 mod notices;
 mod others;
