@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::events::Events;
 use crate::commands::list::List;
+use crate::commands::show::Show;
+use crate::commands::wait::Wait;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -67,6 +70,12 @@ pub enum Command {
     Config(ConfigCommand),
     /// The tenants, filtered and sorted
     List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// Wait until a tenant is ready
+    Wait(Wait),
+    /// What was done to tenants, when and by whom
+    Events(Events),
 }
 
 impl Command {
@@ -78,6 +87,9 @@ impl Command {
             Command::Status => "status",
             Command::Config(_) => "config",
             Command::List(_) => "list",
+            Command::Show(_) => "show",
+            Command::Wait(_) => "wait",
+            Command::Events(_) => "events",
         }
     }
 }

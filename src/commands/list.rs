@@ -97,10 +97,9 @@ pub async fn run(given: &Given, list: &List, out: &mut impl Write) -> Result<Exi
     } else {
         loop {
             let page = pages.next().await?;
-            if page.is_empty() {
+            if page.is_empty() || !output::more(out, &shown.page(&page))? {
                 break;
             }
-            output::text(out, &shown.page(&page))?;
         }
     }
     let total = if list.limit.is_some() { registry.count(&filter).await? } else { shown.count };

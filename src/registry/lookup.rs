@@ -120,6 +120,17 @@ impl Registry {
     /// # Errors
     /// As for [`Registry::resolve`].
     pub async fn find(&self, word: &str) -> Result<String> {
+        match self.find_any(word).await? {
+            Some(key) => Ok(key),
+            None => Err(self.nobody(word).await?),
+        }
+    }
+
+    /// The same; `None` where `word` means nobody, yet.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`](crate::error::Kind::Usage) for a word that means several. The main database cannot be reached.
+    pub async fn find_any(&self, word: &str) -> Result<Option<String>> {
         let begins = if word.chars().count() < SHORTEST { None } else { Some(beginning(word)) };
         let sql = format!(
             "select t.key, t.key = $1 or coalesce(t.name = $1, false) as whole from {TENANTS}
@@ -131,8 +142,8 @@ impl Registry {
         let found: Vec<(String, bool)> =
             rows.iter().map(|row| Ok((field(row, "key")?, field(row, "whole")?))).collect::<Result<_>>()?;
         match found.as_slice() {
-            [(key, true), (_, false), ..] | [(key, _)] => Ok(key.clone()),
-            [] => Err(self.nobody(word).await?),
+            [(key, true), (_, false), ..] | [(key, _)] => Ok(Some(key.clone())),
+            [] => Ok(None),
             several => {
                 let keys: Vec<&str> = several.iter().take(3).map(|(key, _)| key.as_str()).collect();
                 let more = if several.len() > keys.len() { " and more" } else { "" };

@@ -201,7 +201,7 @@ impl Registry {
         field(row, "tenants")
     }
 
-    /// The tenant `key`, deleted or not; `None` when there is none.
+    /// The tenant `key`, deleted or not, not measured; `None` when there is none.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.

@@ -1,5 +1,6 @@
 //! Runs migrations, for the registry and for tenants alike. What to run is decided by `migrations::compare`; this is where it happens.
 
+mod account;
 mod failure;
 mod history;
 mod statements;
@@ -13,6 +14,7 @@ use futures_util::StreamExt;
 use futures_util::future::join;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+pub use self::account::Account;
 use self::failure::{of_ours, of_sql};
 pub use self::history::{AppliedRow, History};
 use crate::error::{Error, Kind, Result};
