@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::events::Events;
 use crate::commands::list::List;
+use crate::commands::psql::Psql;
 use crate::commands::show::Show;
+use crate::commands::url::Url;
 use crate::commands::wait::Wait;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
@@ -72,6 +74,10 @@ pub enum Command {
     List(List),
     /// One tenant in full: state, database, last error, migrations, events
     Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
     /// Wait until a tenant is ready
     Wait(Wait),
     /// What was done to tenants, when and by whom
@@ -88,6 +94,8 @@ impl Command {
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",
+            Command::Url(_) => "url",
+            Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
             Command::Events(_) => "events",
         }

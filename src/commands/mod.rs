@@ -6,12 +6,14 @@ pub mod given;
 pub mod list;
 pub mod output;
 pub mod progress;
+pub mod psql;
 pub mod report;
 pub mod serve;
 pub mod setup;
 pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod url;
 pub mod wait;
 
 use std::io::IsTerminal;
@@ -109,6 +111,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Config(_) => unreachable!("answered above"),
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
+        Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
+        Command::Psql(arguments) => psql::run(&given, arguments).await?,
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
     };

@@ -4,6 +4,7 @@ pub mod admin;
 mod attempt;
 mod budget;
 pub mod migrate;
+pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;

@@ -42,4 +42,5 @@ mod sweeping;
 mod sweeping_many;
 mod templates;
 mod tidy;
+mod url;
 mod wait;

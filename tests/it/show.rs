@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fleet::execute;
-use crate::support::audit::Finding;
 use crate::support::daemon::{Output, Program};
 use crate::support::database::TestDatabase;
 use crate::support::process::Signal;
