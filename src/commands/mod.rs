@@ -1,5 +1,6 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod backup;
 pub mod config;
 pub mod given;
 pub mod output;
@@ -97,6 +98,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
