@@ -67,6 +67,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -91,6 +93,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Backup(_) => "backup",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",

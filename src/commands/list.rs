@@ -216,7 +216,7 @@ impl Shown {
             tenant.version.map_or_else(none, |version| version.to_string()),
             output::duration(tenant.age),
         ];
-        row.extend(self.sized.then(|| tenant.bytes.map_or_else(none, output::size)));
+        row.extend(self.sized.then(|| tenant.bytes.map_or_else(none, output::bytes)));
         row
     }
 

@@ -1,5 +1,6 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod backup;
 pub mod config;
 pub mod events;
 pub mod given;
@@ -108,6 +109,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,

@@ -170,7 +170,7 @@ impl Shown<'_> {
         let Some(name) = &self.tenant.name else { return "none yet".to_owned() };
         let Some((seen, used)) = &self.database else { return format!("{name}: no database of this name is there") };
         let mut facts = vec![name.clone()];
-        facts.extend(used.bytes.map(output::size));
+        facts.extend(used.bytes.map(output::bytes));
         facts.push(format!("owner {}", seen.owner));
         facts.push(if seen.open { "open" } else { "closed to connections" }.to_owned());
         facts.push(if seen.public { "PUBLIC may connect" } else { "shut to PUBLIC" }.to_owned());

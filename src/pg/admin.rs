@@ -58,7 +58,7 @@ pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Da
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Use {
     /// Its size; `None` where that may not be known.
-    pub bytes: Option<i64>,
+    pub bytes: Option<u64>,
     /// How many sessions are in it.
     pub connections: i64,
 }
@@ -77,8 +77,9 @@ pub async fn measure(client: &Client, oid: u32) -> Result<Use> {
         )
         .await
         .doing(doing)?;
-    let read = || Ok(Use { bytes: row.try_get("bytes")?, connections: row.try_get("connections")? });
-    read().doing(doing)
+    let bytes: Option<i64> = row.try_get("bytes").doing(doing)?;
+    let connections = row.try_get("connections").doing(doing)?;
+    Ok(Use { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()), connections })
 }
 
 /// A database to be made.

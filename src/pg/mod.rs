@@ -3,6 +3,7 @@
 pub mod admin;
 mod attempt;
 mod budget;
+mod libpq;
 pub mod migrate;
 pub mod parameters;
 mod password;
@@ -13,6 +14,7 @@ mod session;
 pub mod sqlstate;
 mod tls;
 
+pub use libpq::Libpq;
 pub use migrate::{Executor, History};
 pub use pool::{Pool, PoolStatus, PooledSession};
 pub use server::Server;

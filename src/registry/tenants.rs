@@ -53,7 +53,7 @@ pub struct Tenant {
     /// When it became ready.
     pub ready_at: Option<Timestamp>,
     /// The size of its database, where that was asked for and may be known.
-    pub bytes: Option<i64>,
+    pub bytes: Option<u64>,
     /// Where it stands in the order it was read in.
     place: String,
 }
@@ -246,7 +246,7 @@ fn read(row: &Row) -> Result<Tenant> {
         created_at: field(row, "created_at")?,
         age: length("age")?.unwrap_or_default(),
         ready_at: field(row, "ready_at")?,
-        bytes: field(row, "bytes")?,
+        bytes: field::<Option<i64>>(row, "bytes")?.and_then(|bytes| u64::try_from(bytes).ok()),
         place: field(row, "place")?,
     })
 }

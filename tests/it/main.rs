@@ -4,6 +4,7 @@
 pub mod support;
 
 mod at_commit;
+mod backing_up;
 mod bounds;
 mod claims;
 mod conflicts;
