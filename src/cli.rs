@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::events::Events;
+use crate::commands::list::List;
+use crate::commands::psql::Psql;
 use crate::commands::rollback;
+use crate::commands::show::Show;
+use crate::commands::url::Url;
+use crate::commands::wait::Wait;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -64,9 +70,23 @@ pub enum Command {
     Status,
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The tenants, filtered and sorted
+    List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
+    /// Wait until a tenant is ready
+    Wait(Wait),
+    /// What was done to tenants, when and by whom
+    Events(Events),
 }
 
 impl Command {
@@ -77,7 +97,14 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Rollback(_) => "rollback",
+            Command::Backup(_) => "backup",
             Command::Config(_) => "config",
+            Command::List(_) => "list",
+            Command::Show(_) => "show",
+            Command::Url(_) => "url",
+            Command::Psql(_) => "psql",
+            Command::Wait(_) => "wait",
+            Command::Events(_) => "events",
         }
     }
 }
