@@ -6,7 +6,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::check::Check;
 use crate::commands::doctor::Doctor;
+use crate::commands::events::Events;
+use crate::commands::list::List;
+use crate::commands::psql::Psql;
 use crate::commands::rollback;
+use crate::commands::show::Show;
+use crate::commands::url::Url;
+use crate::commands::wait::Wait;
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -66,6 +72,8 @@ pub enum Command {
     Status,
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
@@ -73,6 +81,18 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The tenants, filtered and sorted
+    List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
+    /// Wait until a tenant is ready
+    Wait(Wait),
+    /// What was done to tenants, when and by whom
+    Events(Events),
 }
 
 impl Command {
@@ -83,9 +103,16 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Rollback(_) => "rollback",
+            Command::Backup(_) => "backup",
             Command::Check(_) => "check",
             Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
+            Command::List(_) => "list",
+            Command::Show(_) => "show",
+            Command::Url(_) => "url",
+            Command::Psql(_) => "psql",
+            Command::Wait(_) => "wait",
+            Command::Events(_) => "events",
         }
     }
 }

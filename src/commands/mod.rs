@@ -1,17 +1,24 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod backup;
 pub mod check;
 pub mod config;
 pub mod doctor;
+pub mod events;
 pub mod given;
+pub mod list;
 pub mod output;
 pub mod progress;
+pub mod psql;
 pub mod report;
 pub mod rollback;
 pub mod serve;
 pub mod setup;
+pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod url;
+pub mod wait;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -61,13 +68,18 @@ impl From<&Error> for ExitStatus {
 /// Prints a failure with what to do about it, and gives its exit code.
 #[must_use]
 pub fn failed(error: &Error) -> ExitCode {
+    tell_failure(error);
+    ExitStatus::from(error).into()
+}
+
+/// Prints a failure with what to do about it.
+fn tell_failure(error: &Error) {
     let mut talk = format!("tenantd: {}\n", error.chain());
     if let Some(advice) = error.advice() {
         talk.push_str(&format!("hint: {advice}\n"));
     }
     // Nobody is left to tell when stderr is gone.
     let _ = output::text(&mut std::io::stderr(), &talk);
-    ExitStatus::from(error).into()
 }
 
 /// Carries out what the command line asks for.
@@ -107,6 +119,13 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
+        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
+        Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
+        Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
+        Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
+        Command::Psql(arguments) => psql::run(&given, arguments).await?,
+        Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
+        Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
         Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };

@@ -20,11 +20,17 @@ pub const WIDTH: usize = 100;
 /// # Errors
 /// The text could not be written.
 pub fn text(out: &mut impl Write, text: &str) -> Result<()> {
+    more(out, text).map(drop)
+}
+
+/// Writes text of which there is more to come. Returns whether anybody reads it.
+///
+/// # Errors
+/// The text could not be written.
+pub fn more(out: &mut impl Write, text: &str) -> Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Other, "write the output").because(error))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).map_err(|error| Error::new(Kind::Other, "write the output").because(error)),
     }
 }
 
@@ -121,19 +127,17 @@ pub fn duration(length: Duration) -> String {
     }
 }
 
-/// A number of bytes in the largest unit that leaves one or more: `512 B`, `7.5 MB`, `14 GB`.
+/// A size as people read it: `512 bytes`, `7.3 MB`, `1.2 GB`.
 #[must_use]
-pub fn bytes(number: i64) -> String {
-    let (mut rest, mut units) = (number, ["kB", "MB", "GB", "TB"].iter());
-    let mut shown = format!("{number} B");
-    while rest >= 1_000
-        && let Some(unit) = units.next()
-    {
-        let tenths = rest / 100;
-        rest /= 1_000;
-        shown = if rest < 10 { format!("{rest}.{} {unit}", tenths % 10) } else { format!("{rest} {unit}") };
+pub fn bytes(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one digit behind the point")]
+    let of = |unit: f64| bytes as f64 / unit;
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", of(1e3)),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", of(1e6)),
+        _ => format!("{:.1} GB", of(1e9)),
     }
-    shown
 }
 
 /// A moment as people read it, to the second.
@@ -206,16 +210,10 @@ mod tests {
 
     #[test]
     fn sizes_are_short_to_read() {
-        let table = [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1_000, "1.0 kB"),
-            (7_549_999, "7.5 MB"),
-            (14_000_000_000, "14 GB"),
-            (3_200_000_000_000_000, "3200 TB"),
-        ];
-        for (number, shown) in table {
-            assert_eq!(bytes(number), shown);
+        for (size, shown) in
+            [(0, "0 bytes"), (999, "999 bytes"), (7_340_000, "7.3 MB"), (1_250, "1.2 kB"), (12_000_000_000, "12.0 GB")]
+        {
+            assert_eq!(bytes(size), shown);
         }
     }
 

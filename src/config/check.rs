@@ -13,7 +13,8 @@ use super::raw::{self, Interval, Raw};
 use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Config, Connection, Handover, Log, LogFormat, Retry, Rollout, Signup, Spares, Strategy, Sweep, Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Rollout, Signup, Spares, Strategy,
+    Sweep, Tenant, Work,
 };
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
@@ -21,6 +22,10 @@ use crate::tenant::MAX_IDENTIFIER_BYTES;
 const UUID_BYTES: usize = 36;
 /// Longer ones are slips of the pen, and would overflow sums of times.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
+/// Backups may be kept for as long as the law asks for.
+const LONGEST_KEEP: Duration = Duration::from_hours(100 * 365 * 24);
+/// What was written a moment ago must be there when it is needed.
+const SHORTEST_KEEP: Duration = Duration::from_hours(1);
 /// A lease is renewed every third of its length, which must leave room for a slow server.
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 /// Each one at work holds a connection.
@@ -39,6 +44,7 @@ const FORMATS: [(&str, LogFormat); 4] = [
 ];
 const STRATEGIES: [(&str, Strategy); 3] =
     [("auto", Strategy::Auto), ("wal_log", Strategy::WalLog), ("file_copy", Strategy::FileCopy)];
+const ON_DELETE: [(&str, OnDelete); 2] = [("keep", OnDelete::Keep), ("drop", OnDelete::Drop)];
 const HANDOVERS: [(&str, Handover); 2] = [("daemon", Handover::Daemon), ("commit", Handover::Commit)];
 /// Each is a database of some megabytes.
 const MOST_SPARES: u32 = 1000;
@@ -54,6 +60,8 @@ pub(super) fn check(
     let signup = check.signup(&raw.signup);
     let tenant = check.tenant(&raw.tenant);
     let spares = check.spares(&raw.spares, signup.handover);
+    let backup = check.backup(&raw.backup);
+    let drop = Drop { grace: check.duration("drop.grace", &raw.drop.grace, Duration::ZERO) };
     let work = Work {
         parallel: check.parallel("work.parallel", raw.work.parallel),
         connections: check.between("work.connections", raw.work.connections, FEWEST_CONNECTIONS, MOST_CONNECTIONS),
@@ -72,7 +80,7 @@ pub(super) fn check(
     let main = check.main(&raw.main, variables);
     match main {
         Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, spares, work, sweep, rollout, retry, http, log }, used))
+            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log }, used))
         }
         _ => Err(check.problems),
     }
@@ -165,6 +173,7 @@ impl Check<'_> {
             poll: self.duration("signup.poll", &raw.poll, Duration::from_millis(10)),
             handover: self.word("signup.handover", &raw.handover, &HANDOVERS),
             backfill: raw.backfill,
+            on_delete: self.word("signup.on_delete", &raw.on_delete, &ON_DELETE),
         }
     }
 
@@ -207,6 +216,20 @@ impl Check<'_> {
             );
         }
         Retry { first, max, attempts: raw.attempts }
+    }
+
+    fn backup(&mut self, raw: &raw::Backup) -> Backup {
+        self.path("backup.folder", raw.folder.as_ref());
+        self.path("backup.pg_dump", Some(&raw.pg_dump));
+        let keep = raw.keep.as_ref().map(|keep| {
+            if keep.value < SHORTEST_KEEP {
+                self.refuse("backup.keep", "too short: at least 1 hour");
+            } else if keep.value > LONGEST_KEEP {
+                self.refuse("backup.keep", "too long: at most 36500 days; leave it out to keep them for ever");
+            }
+            keep.value
+        });
+        Backup { folder: raw.folder.clone(), keep, pg_dump: raw.pg_dump.clone() }
     }
 
     fn duration(&mut self, key: &str, written: &Interval, least: Duration) -> Duration {

@@ -20,6 +20,8 @@ pub(super) struct Raw {
     pub(super) signup: Signup,
     pub(super) tenant: Tenant,
     pub(super) spares: Spares,
+    pub(super) backup: Backup,
+    pub(super) drop: Drop,
     pub(super) work: Work,
     pub(super) sweep: Sweep,
     pub(super) rollout: Rollout,
@@ -82,6 +84,7 @@ pub(super) struct Signup {
     pub(super) poll: Interval,
     pub(super) handover: String,
     pub(super) backfill: bool,
+    pub(super) on_delete: String,
 }
 
 impl Default for Signup {
@@ -93,6 +96,7 @@ impl Default for Signup {
             poll: Interval::built_in("2s"),
             handover: "daemon".into(),
             backfill: false,
+            on_delete: "keep".into(),
         }
     }
 }
@@ -141,6 +145,32 @@ pub(super) struct Spares {
 impl Default for Spares {
     fn default() -> Self {
         Spares { min: 2, max: 32 }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Backup {
+    pub(super) folder: Option<PathBuf>,
+    pub(super) keep: Option<Interval>,
+    pub(super) pg_dump: PathBuf,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Backup { folder: None, keep: None, pg_dump: "pg_dump".into() }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Drop {
+    pub(super) grace: Interval,
+}
+
+impl Default for Drop {
+    fn default() -> Self {
+        Drop { grace: Interval::built_in("7d") }
     }
 }
 

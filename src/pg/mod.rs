@@ -5,7 +5,9 @@ mod attempt;
 mod budget;
 pub mod catalogue;
 pub mod indexes;
+mod libpq;
 pub mod migrate;
+pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;
@@ -14,6 +16,7 @@ mod session;
 pub mod sqlstate;
 mod tls;
 
+pub use libpq::Libpq;
 pub use migrate::{Executor, History};
 pub use pool::{Pool, PoolStatus, PooledSession};
 pub use server::Server;

@@ -1,14 +1,13 @@
 //! Doctor at work: connects, asks, tries. Nothing is changed but for the scratch database, which goes again.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use tokio::process::Command;
 use tokio::sync::Notify;
 
 use super::{Check, Diagnosis, Verdict, rules};
+use crate::backup::look_for_programs;
 use crate::commands::migration_set;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -56,10 +55,6 @@ impl Patient<'_> {
         for check in checks {
             match (check, &connected) {
                 (Check::Migrations, _) => found.push(self.migrations()),
-                (Check::PgDump, connected) => {
-                    let version = connected.as_ref().ok().map(|connected| connected.facts.version);
-                    found.push(pg_dump(version).await);
-                }
                 (Check::Connection, Ok(connected)) => {
                     let text = format!(
                         "{}, as role {:?}, in {}",
@@ -124,7 +119,11 @@ impl Patient<'_> {
             Check::Registry => vec![self.registry(connected).await?],
             Check::Listen => vec![self.listen(session).await?],
             Check::Clone => vec![self.clone(connected).await?],
-            Check::Connection | Check::Migrations | Check::PgDump => Vec::new(),
+            Check::PgDump => {
+                let looked = look_for_programs(&config.backup, facts.version).await;
+                vec![rules::pg_dump(&looked, config)]
+            }
+            Check::Connection | Check::Migrations => Vec::new(),
         })
     }
 
@@ -267,22 +266,5 @@ impl Patient<'_> {
         let free = i64::try_from(found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or(i64::MAX);
         let each = connected.templates.first().map_or(rules::EMPTY_DATABASE, |template| template.bytes);
         rules::disk(free, each, connected.tenants, self.config)
-    }
-}
-
-/// Whether `pg_dump` is on the PATH, and new enough for the server.
-async fn pg_dump(server: Option<i32>) -> Diagnosis {
-    let missing = |why: &str| {
-        Diagnosis::warning(
-            Check::PgDump,
-            format!("pg_dump cannot be run: {why}; no backup can be made"),
-            "install the client programs of PostgreSQL: postgresql-client on Debian",
-        )
-    };
-    match Command::new("pg_dump").arg("--version").kill_on_drop(true).output().await {
-        Ok(output) if output.status.success() => rules::pg_dump(String::from_utf8_lossy(&output.stdout).trim(), server),
-        Ok(output) => missing(String::from_utf8_lossy(&output.stderr).trim()),
-        Err(error) if error.kind() == ErrorKind::NotFound => missing("it is not on the PATH"),
-        Err(error) => missing(&error.to_string()),
     }
 }

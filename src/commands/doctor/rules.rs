@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Check, Diagnosis};
+use super::{Check, Diagnosis, Verdict};
 use crate::commands::output::{bytes, counted, duration};
 use crate::config::connection::SslMode;
 use crate::config::{Config, Strategy};
+use crate::error::Result;
 use crate::registry::doctor::{Collation, Facts};
 use crate::tenant::TEMPLATE_PREFIX;
 
@@ -236,11 +237,12 @@ pub(super) fn room(facts: &Facts, tenants: Option<i64>, config: &Config) -> Diag
 pub(super) fn disk(free: i64, each: i64, tenants: Option<i64>, config: &Config) -> Diagnosis {
     let left = (i64::from(config.tenant.max) - tenants.unwrap_or_default()).max(0);
     let need = left.saturating_mul(each);
+    let unsigned = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
     let text = format!(
         "{} free where the data are; {} more up to tenant.max take {}",
-        bytes(free),
+        bytes(unsigned(free)),
         counted(left, "tenant"),
-        bytes(need)
+        bytes(unsigned(need))
     );
     let advice = "give the server a larger disk, or lower tenant.max: a full disk stops the application, too";
     if free < each.saturating_mul(10) {
@@ -316,33 +318,23 @@ pub(super) fn cloned(took: Duration, from: &str) -> Diagnosis {
     )
 }
 
-/// `said`: what `pg_dump --version` printed.
-pub(super) fn pg_dump(said: &str, server: Option<i32>) -> Diagnosis {
-    let version = said.split_whitespace().find(|word| word.starts_with(|letter: char| letter.is_ascii_digit()));
-    let major: Option<i32> =
-        version.and_then(|version| version.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok());
-    let (Some(version), Some(major)) = (version, major) else {
-        return Diagnosis::new(
-            Check::PgDump,
-            super::Verdict::Unknown,
-            format!("pg_dump says {said:?}, which is no version"),
-        );
-    };
-    match server.map(|server| server / 10_000) {
-        Some(server) if major < server => Diagnosis::warning(
-            Check::PgDump,
-            format!("pg_dump {version} is older than the server ({server}), and refuses to dump it"),
-            format!("install the client programs of PostgreSQL {server}: postgresql-client-{server} on Debian"),
-        ),
-        _ => Diagnosis::ok(Check::PgDump, format!("pg_dump {version}")),
+/// `looked`: whether the programs are there and new enough.
+pub(super) fn pg_dump(looked: &Result<()>, config: &Config) -> Diagnosis {
+    match (looked, &config.backup.folder) {
+        (Ok(()), Some(folder)) => {
+            Diagnosis::ok(Check::PgDump, format!("knows the server; backups go to {}", folder.display()))
+        }
+        (Ok(()), None) => Diagnosis::ok(Check::PgDump, "knows the server; no backups are set up (backup.folder)"),
+        (Err(error), Some(_)) => Diagnosis::of(Check::PgDump, Verdict::Wrong, error),
+        (Err(error), None) => Diagnosis::of(Check::PgDump, Verdict::Warning, error),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
     use super::*;
     use crate::config::{Sources, load};
+    use crate::error::Error;
 
     fn config(more: &[(&str, &str)]) -> Config {
         let mut sources = Sources::of([("PGUSER", "tenantd"), ("PGDATABASE", "app"), ("PGHOST", "localhost")]);
@@ -480,14 +472,15 @@ mod tests {
         let table =
             vec![(Verdict::Ok, 0), (Verdict::Ok, 4), (Verdict::Ok, -4), (Verdict::Warning, 9), (Verdict::Warning, -6)];
         verdicts(table, |second| clock(at(*second), at(0), at(1)));
+        let missing = || Err(Error::usage("start pg_dump").hint("install it"));
+        let (set, unset) = (config(&[("backup.folder", "/var/backups")]), config(&[]));
         let table = vec![
-            (Verdict::Ok, ("pg_dump (PostgreSQL) 15.18 (Debian 15.18-0)", Some(150_018))),
-            (Verdict::Ok, ("pg_dump (PostgreSQL) 17beta1", Some(150_018))),
-            (Verdict::Warning, ("pg_dump (PostgreSQL) 14.2", Some(150_018))),
-            (Verdict::Ok, ("pg_dump (PostgreSQL) 14.2", None)),
-            (Verdict::Unknown, ("busybox", Some(150_018))),
+            (Verdict::Ok, (Ok(()), &set)),
+            (Verdict::Ok, (Ok(()), &unset)),
+            (Verdict::Wrong, (missing(), &set)),
+            (Verdict::Warning, (missing(), &unset)),
         ];
-        verdicts(table, |(said, server)| pg_dump(said, *server));
+        verdicts(table, |(looked, config)| pg_dump(looked, config));
         assert_eq!(cloned(Duration::from_secs(6), "template0").verdict, Verdict::Warning);
         assert_eq!(cloned(Duration::from_millis(40), "template0").verdict, Verdict::Ok);
     }

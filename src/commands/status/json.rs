@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::findings::Remark;
-use super::{Signup, Standing, Status};
+use super::{Signup, Status};
 use crate::commands::output;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
 use crate::registry::signup::Trigger;
@@ -57,21 +57,15 @@ fn remark(remark: &Remark) -> Value {
 }
 
 fn version(status: &Status<'_>, row: &VersionCount) -> Value {
-    let (standing, pending) = match status.standing(row) {
-        Standing::Current => ("current", Some(Vec::new())),
-        Standing::Behind(pending) => ("behind", Some(pending)),
-        Standing::Newer => ("newer", None),
-        Standing::Diverged => ("diverged", None),
-        Standing::Unknown => ("unknown", None),
-    };
+    let standing = status.standing(row);
     let named = |version: &i64| json!({ "version": version, "name": status.set.get(*version).map(|ours| &ours.name) });
     json!({
         "version": row.version,
         "name": row.name,
         "tenants": row.tenants,
         "migrated_at": row.migrated_at.map(moment),
-        "standing": standing,
-        "pending": pending.map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
+        "standing": standing.word(),
+        "pending": standing.pending().map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
     })
 }
 
