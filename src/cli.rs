@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::adopt::Adopt;
 use crate::commands::check::Check;
 use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
@@ -76,6 +77,8 @@ pub enum Command {
     Backup(crate::commands::backup::Backup),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
+    /// Take databases that are there already into the registry, after showing what would be recorded
+    Adopt(Adopt),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
     Doctor(Doctor),
     /// Check or show the settings
@@ -105,6 +108,7 @@ impl Command {
             Command::Rollback(_) => "rollback",
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
+            Command::Adopt(_) => "adopt",
             Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
             Command::List(_) => "list",

@@ -1,5 +1,6 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod adopt;
 pub mod backup;
 pub mod check;
 pub mod config;
@@ -127,6 +128,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::Adopt(arguments) => return adopt::run(&given, arguments, &mut out).await,
         Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

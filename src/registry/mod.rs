@@ -8,6 +8,7 @@
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
 //! [`tenants`] reads them for commands, and [`events`] is the history of what was done.
 
+pub mod adopt;
 mod by_hand;
 pub mod check;
 pub mod claim;
