@@ -7,10 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
-use crate::commands::rollback;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
+use crate::commands::{migrate, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -68,6 +68,10 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Bring tenants to the newest migrations: canaries first, then the others in waves
+    Migrate(migrate::Migrate),
+    /// How the newest migrations go through the fleet: show, pause, resume or abort
+    Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
     /// Write tenants to files, as `pg_dump` does
@@ -96,6 +100,8 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Migrate(_) => "migrate",
+            Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
             Command::Backup(_) => "backup",
             Command::Config(_) => "config",

@@ -5,11 +5,13 @@ pub mod config;
 pub mod events;
 pub mod given;
 pub mod list;
+pub mod migrate;
 pub mod output;
 pub mod progress;
 pub mod psql;
 pub mod report;
 pub mod rollback;
+pub mod rollout;
 pub mod serve;
 pub mod setup;
 pub mod show;
@@ -110,6 +112,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
+        Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),

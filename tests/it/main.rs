@@ -22,6 +22,7 @@ mod going_back;
 mod harness;
 mod list;
 mod lookup;
+mod migrating;
 pub mod migrations;
 mod notices;
 mod others;
