@@ -130,8 +130,11 @@ fn besides(report: &Report) -> String {
     }
     if let Some(Waiting { state, version, tenants, why }) = &report.rollout {
         let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
-        let waiting = output::counted(*tenants, "tenant");
-        tell(true, format!("the rollout to version {version} is {state}{why}; {waiting} wait for it"));
+        let waiting = match tenants {
+            1 => "1 tenant waits".to_owned(),
+            _ => format!("{} wait", output::counted(*tenants, "tenant")),
+        };
+        tell(true, format!("the rollout to version {version} is {state}{why}; {waiting} for it"));
         tell(
             *state == RolloutState::Paused,
             "    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up"
