@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::rollback;
+use crate::commands::{new, rollback};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -64,6 +64,8 @@ pub enum Command {
     Status,
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// A new migration and its down file, with the next version
+    New(new::Arguments),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -77,6 +79,7 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Rollback(_) => "rollback",
+            Command::New(_) => "new",
             Command::Config(_) => "config",
         }
     }

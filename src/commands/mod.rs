@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod given;
+pub mod new;
 pub mod output;
 pub mod progress;
 pub mod report;
@@ -83,6 +84,11 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         return Ok(ExitStatus::Well.into());
     }
+    // Before the migrations are read: a folder that cannot be used yet may be written into.
+    if let Some(Command::New(arguments)) = &cli.command {
+        new::run(&loaded.config, arguments, cli.json, &mut out)?;
+        return Ok(ExitStatus::Well.into());
+    }
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
@@ -99,7 +105,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
-        Command::Config(_) => unreachable!("answered above"),
+        Command::New(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
 }

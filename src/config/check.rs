@@ -11,7 +11,9 @@ use super::layers::Merged;
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
 use super::sources::Variables;
-use super::{Config, Connection, Handover, Log, LogFormat, Retry, Signup, Spares, Strategy, Sweep, Tenant, Work};
+use super::{
+    Config, Connection, Handover, Log, LogFormat, MainSchema, Retry, Signup, Spares, Strategy, Sweep, Tenant, Work,
+};
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
 /// A uuid as Postgres prints it, which follows the prefix in a tenant's name.
@@ -65,10 +67,11 @@ pub(super) fn check(
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
+    let main_schema = check.main_schema(&raw.main);
     let main = check.main(&raw.main, variables);
     match main {
         Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, spares, work, sweep, retry, http, log }, used))
+            Ok((Config { main, main_schema, signup, tenant, spares, work, sweep, retry, http, log }, used))
         }
         _ => Err(check.problems),
     }
@@ -143,6 +146,12 @@ impl Check<'_> {
                 None
             }
         }
+    }
+
+    fn main_schema(&mut self, raw: &raw::Main) -> MainSchema {
+        self.path("main.migrations", raw.migrations.as_ref());
+        let owner = raw.owner.as_ref().map(|owner| self.role("main.owner", owner));
+        MainSchema { migrations: raw.migrations.clone(), owner }
     }
 
     fn signup(&mut self, raw: &raw::Signup) -> Signup {

@@ -20,6 +20,7 @@ pub mod fleet;
 mod going_back;
 mod harness;
 pub mod migrations;
+mod new;
 mod notices;
 mod others;
 mod outages;

@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::Status;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
+use crate::registry::fleet::Count;
 use crate::registry::signup::Trigger;
+use crate::tenant::State;
 
 /// A daemon that is there takes a due tenant within a poll. After this time without anybody at work it does not.
 const OVERDUE: Duration = Duration::from_mins(5);
@@ -199,14 +201,27 @@ impl Status<'_> {
     /// What is good to know and needs nobody now.
     pub(super) fn good_to_know(&self) -> Vec<Remark> {
         let mut notes = Vec::new();
-        let (held, failing, strays, room) =
-            (self.with_work("held"), self.with_work("failing"), self.fleet.strays, self.room);
+        let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
+        let waiting = |count: &&Count| count.work == "held" && count.state == State::Requested.word();
+        let held: i64 = self.fleet.counts.iter().filter(waiting).map(|count| count.tenants).sum();
+        let kept = self.with_work("held") - held;
         let max = i64::from(self.config.tenant.max);
         if held > 0 {
             notes.push(remark(
                 "held",
                 format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
                 "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        if kept > 0 {
+            notes.push(remark(
+                "kept",
+                format!(
+                    "{} held: sweeps leave {} alone.",
+                    counted_are(kept, "tenant"),
+                    if kept == 1 { "it" } else { "them" }
+                ),
+                "`tenantd release` lets a tenant go on.",
             ));
         }
         if failing > 0 {

@@ -212,6 +212,19 @@ fn an_empty_fleet_is_well() {
     ));
 }
 
+#[test]
+fn who_is_held_with_a_database_is_told_from_who_waits_for_one() {
+    let (config, set) = (config(), set());
+    let mut status = well(&config, &set);
+    status.fleet.counts.extend([count("ready", "held", 1), count("requested", "held", 2)]);
+    let notes: Vec<String> = status.good_to_know().into_iter().map(|note| note.text).collect();
+    assert_eq!(
+        notes,
+        ["2 users are held without a database, from before tenantd.", "1 tenant is held: sweeps leave it alone."]
+    );
+    assert!(status.is_well());
+}
+
 const TROUBLED: &str = r#"tenantd@db.example.com:5432/app at 2026-03-01 12:00:00 UTC
 
 STATE      WORK     TENANTS
