@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{new, rollback};
+use crate::commands::{migrate, new, rollback};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -62,6 +62,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Bring the application's own schema in the main database to its newest migration
+    Migrate(migrate::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
@@ -78,6 +80,7 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Migrate(_) => "migrate",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
             Command::Config(_) => "config",

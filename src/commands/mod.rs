@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod given;
+pub mod main_schema;
+pub mod migrate;
 pub mod new;
 pub mod output;
 pub mod progress;
@@ -104,6 +106,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Migrate(arguments) => migrate::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::New(_) | Command::Config(_) => unreachable!("answered above"),
     };

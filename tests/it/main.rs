@@ -19,6 +19,7 @@ mod failing;
 pub mod fleet;
 mod going_back;
 mod harness;
+mod main_schema;
 pub mod migrations;
 mod new;
 mod notices;

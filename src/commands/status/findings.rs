@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Status;
+use crate::commands::main_schema::Standing;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
 use crate::registry::fleet::Count;
@@ -120,6 +121,13 @@ impl Status<'_> {
                 "Mend what it says, then reload the daemon; a template that can be built is built by itself.",
             ));
         }
+        if let Some(Err(error)) = &self.main_schema {
+            found.push(remark(
+                "main_schema",
+                format!("The application's own schema cannot be migrated: {}.", error.chain().trim_end_matches('.')),
+                error.advice().unwrap_or("`tenantd migrate main --dry-run` says what stands in the way."),
+            ));
+        }
         if self.newer > 0 {
             let have = if self.newer == 1 { "has" } else { "have" };
             found.push(remark(
@@ -211,6 +219,16 @@ impl Status<'_> {
                 "held",
                 format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
                 "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        if let Some(Ok(Standing { pending, .. })) = &self.main_schema
+            && !pending.is_empty()
+        {
+            let lacking = counted(i64::try_from(pending.len()).unwrap_or(i64::MAX), "migration");
+            notes.push(remark(
+                "main_schema_behind",
+                format!("The application's own schema lacks {lacking}."),
+                "`tenantd migrate main` applies what it lacks.",
             ));
         }
         if kept > 0 {

@@ -4,8 +4,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::findings::Remark;
-use super::{Signup, Standing, Status};
+use super::{Has, Signup, Status};
+use crate::commands::main_schema::Standing;
 use crate::commands::output;
+use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
 use crate::registry::signup::Trigger;
 
@@ -44,6 +46,7 @@ pub(super) fn object(status: &Status<'_>) -> Value {
         "migrations": migrations(status),
         "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
         "template_failure": fleet.template_failure,
+        "main_schema": status.main_schema.as_ref().map(|standing| main_schema(status, standing)),
     })
 }
 
@@ -58,11 +61,11 @@ fn remark(remark: &Remark) -> Value {
 
 fn version(status: &Status<'_>, row: &VersionCount) -> Value {
     let (standing, pending) = match status.standing(row) {
-        Standing::Current => ("current", Some(Vec::new())),
-        Standing::Behind(pending) => ("behind", Some(pending)),
-        Standing::Newer => ("newer", None),
-        Standing::Diverged => ("diverged", None),
-        Standing::Unknown => ("unknown", None),
+        Has::Current => ("current", Some(Vec::new())),
+        Has::Behind(pending) => ("behind", Some(pending)),
+        Has::Newer => ("newer", None),
+        Has::Diverged => ("diverged", None),
+        Has::Unknown => ("unknown", None),
     };
     let named = |version: &i64| json!({ "version": version, "name": status.set.get(*version).map(|ours| &ours.name) });
     json!({
@@ -73,6 +76,17 @@ fn version(status: &Status<'_>, row: &VersionCount) -> Value {
         "standing": standing,
         "pending": pending.map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
     })
+}
+
+fn main_schema(status: &Status<'_>, standing: &Result<Standing>) -> Value {
+    let (version, pending, error) = match standing {
+        Ok(Standing { version, pending }) => {
+            let named = |(version, name): &(i64, String)| json!({ "version": version, "name": name });
+            (Some(version), Some(pending.iter().map(named).collect::<Vec<_>>()), None)
+        }
+        Err(error) => (None, None, Some(output::error(error))),
+    };
+    json!({ "source": status.config.main_schema.migrations, "version": version, "pending": pending, "error": error })
 }
 
 fn problems(status: &Status<'_>, work: &str) -> Vec<Value> {

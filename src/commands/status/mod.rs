@@ -11,6 +11,7 @@ use std::io::Write;
 use uuid::Uuid;
 
 use super::given::Given;
+use super::main_schema::{self, Standing};
 use super::{ExitStatus, output};
 use crate::config::Config;
 use crate::error::{Kind, Result};
@@ -34,6 +35,8 @@ struct Status<'a> {
     relations: Relations,
     /// Tenants that have migrations which this tenantd does not carry.
     newer: i64,
+    /// How the application's own schema stands, or why that cannot be said; `None`: tenantd does not migrate it.
+    main_schema: Option<Result<Standing>>,
 }
 
 /// The signup table and its triggers.
@@ -45,7 +48,7 @@ struct Signup {
 
 /// How the tenants of one version stand to the set that this tenantd carries.
 #[derive(Debug, PartialEq, Eq)]
-enum Standing {
+enum Has {
     /// They have it.
     Current,
     /// They lack these versions of it.
@@ -64,6 +67,7 @@ enum Standing {
 /// with what to do:
 /// - a tenant is parked;
 /// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
+/// - the application's own schema contradicts its folder;
 /// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps;
 /// - tenants wait and no daemon is there, or one is there and nobody has worked on them for five minutes;
 /// - the brakes hold tenants back: `tenant.max` is reached, or `tenant.max_per_hour` while tenants wait;
@@ -97,6 +101,10 @@ impl<'a> Status<'a> {
             set,
             relations,
             newer,
+            main_schema: match config.main_schema.migrations {
+                Some(_) => Some(main_schema::standing(registry, config).await),
+                None => None,
+            },
         })
     }
 
@@ -114,7 +122,7 @@ impl<'a> Status<'a> {
         self.fleet.counts.iter().filter(|count| count.work == work).map(|count| count.tenants).sum()
     }
 
-    fn standing(&self, version: &VersionCount) -> Standing {
+    fn standing(&self, version: &VersionCount) -> Has {
         let ours = self.set.id();
         let mut lacking = Vec::new();
         let mut newer = false;
@@ -122,16 +130,16 @@ impl<'a> Status<'a> {
             match self.relations.behind.get(id) {
                 Some(pending) => lacking.extend(pending),
                 None if self.relations.newer.contains(id) => newer = true,
-                None => return Standing::Diverged,
+                None => return Has::Diverged,
             }
         }
         lacking.sort_unstable();
         lacking.dedup();
         match (version.sets.is_empty(), newer, lacking.is_empty()) {
-            (true, ..) => Standing::Unknown,
-            (_, true, _) => Standing::Newer,
-            (_, _, false) => Standing::Behind(lacking),
-            _ => Standing::Current,
+            (true, ..) => Has::Unknown,
+            (_, true, _) => Has::Newer,
+            (_, _, false) => Has::Behind(lacking),
+            _ => Has::Current,
         }
     }
 

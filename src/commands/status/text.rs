@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use super::findings::Remark;
-use super::{Signup, Standing, Status};
+use super::{Has, Signup, Status};
+use crate::commands::main_schema::Standing;
 use crate::commands::output::{counted, duration, line, moment, paragraph, table};
+use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem};
 use crate::registry::signup::Trigger;
 
@@ -70,18 +72,18 @@ fn versions(status: &Status<'_>) -> String {
     table(&["VERSION", "LAST MIGRATION", "LAST APPLIED", "TENANTS", "STILL LACKING"], &rows) + "\n"
 }
 
-fn pending(status: &Status<'_>, standing: Standing) -> String {
+fn pending(status: &Status<'_>, standing: Has) -> String {
     let named = |versions: &[i64]| versions.iter().map(|version| status.migration(*version)).collect::<Vec<_>>();
     match standing {
-        Standing::Current => "nothing".to_owned(),
-        Standing::Behind(versions) if versions.len() <= NAMED => named(&versions).join(", "),
-        Standing::Behind(versions) => {
+        Has::Current => "nothing".to_owned(),
+        Has::Behind(versions) if versions.len() <= NAMED => named(&versions).join(", "),
+        Has::Behind(versions) => {
             let ends = named(&[versions[0], versions[versions.len() - 1]]);
             format!("{} migrations, {} to {}", versions.len(), ends[0], ends[1])
         }
-        Standing::Newer => "newer than this tenantd".to_owned(),
-        Standing::Diverged => "contradicts our files".to_owned(),
-        Standing::Unknown => "unknown".to_owned(),
+        Has::Newer => "newer than this tenantd".to_owned(),
+        Has::Diverged => "contradicts our files".to_owned(),
+        Has::Unknown => "unknown".to_owned(),
     }
 }
 
@@ -97,7 +99,7 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         0 => String::new(),
         max => format!(" of {max}"),
     };
-    vec![
+    let mut facts = vec![
         ("Waiting", waiting),
         ("In work", counted(fleet.leased, "tenant")),
         ("Daemons", daemons),
@@ -125,7 +127,23 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
             ),
         ),
         ("Registry", status.registry.to_string()),
-    ]
+    ];
+    if let Some(main_schema) = &status.main_schema {
+        facts.push(("Main schema", self::main_schema(main_schema)));
+    }
+    facts
+}
+
+fn main_schema(standing: &Result<Standing>) -> String {
+    match standing {
+        Ok(Standing { version: 0, pending }) if pending.is_empty() => "no migration".to_owned(),
+        Ok(Standing { version, pending }) if pending.is_empty() => format!("at {version}, the newest"),
+        Ok(Standing { version, pending }) => {
+            let pending: Vec<String> = pending.iter().map(|(version, name)| format!("{version} {name}")).collect();
+            format!("at {version}, still lacking {}", pending.join(", "))
+        }
+        Err(_) => "see below".to_owned(),
+    }
 }
 
 fn doorbell(holder: Option<&BellHolder>) -> String {
