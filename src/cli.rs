@@ -4,6 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::events::Events;
+use crate::commands::list::List;
+use crate::commands::psql::Psql;
+use crate::commands::show::Show;
+use crate::commands::url::Url;
+use crate::commands::wait::Wait;
 use crate::commands::{migrate, new, rollback};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
@@ -68,9 +74,23 @@ pub enum Command {
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
     New(new::Arguments),
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The tenants, filtered and sorted
+    List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
+    /// Wait until a tenant is ready
+    Wait(Wait),
+    /// What was done to tenants, when and by whom
+    Events(Events),
 }
 
 impl Command {
@@ -83,7 +103,14 @@ impl Command {
             Command::Migrate(_) => "migrate",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
+            Command::Backup(_) => "backup",
             Command::Config(_) => "config",
+            Command::List(_) => "list",
+            Command::Show(_) => "show",
+            Command::Url(_) => "url",
+            Command::Psql(_) => "psql",
+            Command::Wait(_) => "wait",
+            Command::Events(_) => "events",
         }
     }
 }

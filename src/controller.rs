@@ -276,7 +276,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
         ("main.url", old.main.describe() != new.main.describe()),
         (
-            "signup.table, signup.id_column, signup.notify, signup.handover",
+            "signup.table, signup.id_column, signup.notify, signup.handover, signup.on_delete",
             Signup { poll: old.signup.poll, backfill: old.signup.backfill, ..new.signup.clone() } != old.signup,
         ),
         ("work.parallel", old.work.parallel != new.work.parallel),

@@ -55,11 +55,27 @@ pub enum Point {
     StatementUndone,
     /// All is taken back, and that is not recorded.
     RolledBack,
+    /// A backup is whole, and no event tells of it.
+    BackedUp,
+    /// A tenant's database that is to be set aside is closed to connections.
+    Shut,
+    /// It is set aside, and the registry knows.
+    Dropped,
+    /// What was set aside is about to be dropped for good; nobody can take it back any more.
+    Condemned,
+    /// It is dropped for good, and is in the registry still.
+    Purged,
+    /// What was set aside is the tenant's database again.
+    Restored,
+    /// A backup was read into a database under a random name.
+    Filled,
+    /// A database under a random name took the place of the tenant's own, which is set aside.
+    Exchanged,
 }
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 26] = [
+    pub const ALL: [Point; 34] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -86,6 +102,14 @@ impl Point {
         Point::Undone,
         Point::StatementUndone,
         Point::RolledBack,
+        Point::BackedUp,
+        Point::Shut,
+        Point::Dropped,
+        Point::Condemned,
+        Point::Purged,
+        Point::Restored,
+        Point::Filled,
+        Point::Exchanged,
     ];
 
     /// The word for it in the variable `TENANTD_FAIL_POINT`.

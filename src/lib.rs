@@ -65,7 +65,7 @@
 //! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database
-//! 4 work      isolation, provision, spares, sweep
+//! 4 work      isolation, provision, spares, sweep, backup
 //! 5 service   controller, intake, keeper, bell, lanes, brakes, sweeper, notices, conditions, heartbeat, shutdown, systemd, telemetry, http
 //! 6 surface   cli, commands, lib.rs, main.rs
 //! ```
@@ -76,6 +76,7 @@
 //! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
 //! [`spares`] and [`keeper`] (what is made ahead of time), [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 
+pub mod backup;
 pub mod bell;
 mod brakes;
 pub mod cli;

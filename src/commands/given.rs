@@ -2,13 +2,15 @@
 //! something is destroyed.
 
 use std::io::{BufRead, IsTerminal};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
 
-use super::output;
+use super::{ExitStatus, output};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::migrations::MigrationSet;
@@ -16,6 +18,7 @@ use crate::pg::Server;
 use crate::provision::{Context, Supply};
 use crate::registry::lookup::Filter;
 use crate::registry::{Registry, Worker};
+use crate::shutdown::Requests;
 use crate::tasks::Tasks;
 use crate::tenant::{State, Work};
 
@@ -62,6 +65,24 @@ impl Given {
         let registry = self.registry().await?;
         let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
         Ok(Arc::new(Context::prepare(server, registry, config, set, Supply::default()).await?))
+    }
+}
+
+impl Given {
+    /// Carries out `work`, which gets a token that the first SIGINT or SIGTERM cancels: what it has in hand comes to its end. A second one ends it
+    /// at once, with that signal's exit code; leases end by themselves then.
+    ///
+    /// # Errors
+    /// Those of `work`; the signals cannot be had.
+    pub async fn heeding_signals<Work>(&self, work: impl FnOnce(CancellationToken) -> Work) -> Result<ExitCode>
+    where
+        Work: Future<Output = Result<ExitStatus>>,
+    {
+        let requests = Requests::of_process(&self.tasks)?;
+        tokio::select! {
+            status = work(requests.stop.clone()) => status.map(ExitCode::from),
+            code = requests.forced() => Ok(code.into()),
+        }
     }
 }
 

@@ -17,9 +17,9 @@ use crate::pg::{Executor, History, Session};
 use crate::registry::Registry;
 use crate::registry::events::What;
 
-/// How the main schema stands to its folder.
+/// How far the main schema has come.
 #[derive(Debug)]
-pub struct Standing {
+pub struct Reached {
     /// Its newest migration; 0: it has none.
     pub version: i64,
     /// What it lacks, in order.
@@ -42,13 +42,13 @@ pub fn set(config: &Config) -> Result<MigrationSet> {
 ///
 /// # Errors
 /// As for [`set`]; [`Kind::Drift`] and [`Kind::Newer`] when what was applied contradicts the folder; it cannot be read.
-pub async fn standing(registry: &Registry, config: &Config) -> Result<Standing> {
+pub async fn standing(registry: &Registry, config: &Config) -> Result<Reached> {
     let set = set(config)?;
     let rows = history().read(&*registry.session().await?).await?;
     let recorded = recorded(&rows);
     let pending = compare(&set, &recorded, config.tenant.out_of_order).pending()?;
     let pending = pending.iter().map(|migration| (migration.version, migration.name.clone())).collect();
-    Ok(Standing { version: newest(&recorded), pending })
+    Ok(Reached { version: newest(&recorded), pending })
 }
 
 /// Applies what the main schema lacks, up to version `to` if that is given, or prints it. Works before `tenantd setup` too: the signup table may

@@ -1,18 +1,25 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod backup;
 pub mod config;
+pub mod events;
 pub mod given;
+pub mod list;
 pub mod main_schema;
 pub mod migrate;
 pub mod new;
 pub mod output;
 pub mod progress;
+pub mod psql;
 pub mod report;
 pub mod rollback;
 pub mod serve;
 pub mod setup;
+pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod url;
+pub mod wait;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -62,13 +69,18 @@ impl From<&Error> for ExitStatus {
 /// Prints a failure with what to do about it, and gives its exit code.
 #[must_use]
 pub fn failed(error: &Error) -> ExitCode {
+    tell_failure(error);
+    ExitStatus::from(error).into()
+}
+
+/// Prints a failure with what to do about it.
+fn tell_failure(error: &Error) {
     let mut talk = format!("tenantd: {}\n", error.chain());
     if let Some(advice) = error.advice() {
         talk.push_str(&format!("hint: {advice}\n"));
     }
     // Nobody is left to tell when stderr is gone.
     let _ = output::text(&mut std::io::stderr(), &talk);
-    ExitStatus::from(error).into()
 }
 
 /// Carries out what the command line asks for.
@@ -108,7 +120,14 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status => status::run(&given, &mut out).await?,
         Command::Migrate(arguments) => migrate::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
+        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::New(_) | Command::Config(_) => unreachable!("answered above"),
+        Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
+        Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
+        Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
+        Command::Psql(arguments) => psql::run(&given, arguments).await?,
+        Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
+        Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
     };
     Ok(status.into())
 }

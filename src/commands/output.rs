@@ -21,11 +21,17 @@ pub const WIDTH: usize = 100;
 /// # Errors
 /// The text could not be written.
 pub fn text(out: &mut impl Write, text: &str) -> Result<()> {
+    more(out, text).map(drop)
+}
+
+/// Writes text of which there is more to come. Returns whether anybody reads it.
+///
+/// # Errors
+/// The text could not be written.
+pub fn more(out: &mut impl Write, text: &str) -> Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Other, "write the output").because(error))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).map_err(|error| Error::new(Kind::Other, "write the output").because(error)),
     }
 }
 
@@ -133,6 +139,19 @@ pub fn duration(length: Duration) -> String {
     }
 }
 
+/// A size as people read it: `512 bytes`, `7.3 MB`, `1.2 GB`.
+#[must_use]
+pub fn bytes(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one digit behind the point")]
+    let of = |unit: f64| bytes as f64 / unit;
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", of(1e3)),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", of(1e6)),
+        _ => format!("{:.1} GB", of(1e9)),
+    }
+}
+
 /// A moment as people read it, to the second.
 #[must_use]
 pub fn moment(at: Timestamp) -> String {
@@ -198,6 +217,15 @@ mod tests {
         ];
         for (seconds, shown) in table {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short_to_read() {
+        for (size, shown) in
+            [(0, "0 bytes"), (999, "999 bytes"), (7_340_000, "7.3 MB"), (1_250, "1.2 kB"), (12_000_000_000, "12.0 GB")]
+        {
+            assert_eq!(bytes(size), shown);
         }
     }
 

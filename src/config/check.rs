@@ -10,9 +10,11 @@ use super::connection::Parts;
 use super::layers::Merged;
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
+use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Config, Connection, Handover, Log, LogFormat, MainSchema, Retry, Signup, Spares, Strategy, Sweep, Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Log, LogFormat, MainSchema, OnDelete, Retry, Rollout, Signup, Spares,
+    Strategy, Sweep, Tenant, Work,
 };
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
@@ -20,6 +22,10 @@ use crate::tenant::MAX_IDENTIFIER_BYTES;
 const UUID_BYTES: usize = 36;
 /// Longer ones are slips of the pen, and would overflow sums of times.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
+/// Backups may be kept for as long as the law asks for.
+const LONGEST_KEEP: Duration = Duration::from_hours(100 * 365 * 24);
+/// What was written a moment ago must be there when it is needed.
+const SHORTEST_KEEP: Duration = Duration::from_hours(1);
 /// A lease is renewed every third of its length, which must leave room for a slow server.
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 /// Each one at work holds a connection.
@@ -38,6 +44,7 @@ const FORMATS: [(&str, LogFormat); 4] = [
 ];
 const STRATEGIES: [(&str, Strategy); 3] =
     [("auto", Strategy::Auto), ("wal_log", Strategy::WalLog), ("file_copy", Strategy::FileCopy)];
+const ON_DELETE: [(&str, OnDelete); 2] = [("keep", OnDelete::Keep), ("drop", OnDelete::Drop)];
 const HANDOVERS: [(&str, Handover); 2] = [("daemon", Handover::Daemon), ("commit", Handover::Commit)];
 /// Each is a database of some megabytes.
 const MOST_SPARES: u32 = 1000;
@@ -53,6 +60,8 @@ pub(super) fn check(
     let signup = check.signup(&raw.signup);
     let tenant = check.tenant(&raw.tenant);
     let spares = check.spares(&raw.spares, signup.handover);
+    let backup = check.backup(&raw.backup);
+    let drop = Drop { grace: check.duration("drop.grace", &raw.drop.grace, Duration::ZERO) };
     let work = Work {
         parallel: check.parallel("work.parallel", raw.work.parallel),
         connections: check.between("work.connections", raw.work.connections, FEWEST_CONNECTIONS, MOST_CONNECTIONS),
@@ -64,15 +73,17 @@ pub(super) fn check(
         parallel: check.parallel("sweep.parallel", raw.sweep.parallel),
         verify_every: check.duration("sweep.verify_every", &raw.sweep.verify_every, Duration::from_secs(1)),
     };
+    let rollout = check.rollout(&raw.rollout);
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main_schema = check.main_schema(&raw.main);
     let main = check.main(&raw.main, variables);
     match main {
-        Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, main_schema, signup, tenant, spares, work, sweep, retry, http, log }, used))
-        }
+        Some((main, used)) if check.problems.is_empty() => Ok((
+            Config { main, main_schema, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log },
+            used,
+        )),
         _ => Err(check.problems),
     }
 }
@@ -170,6 +181,7 @@ impl Check<'_> {
             poll: self.duration("signup.poll", &raw.poll, Duration::from_millis(10)),
             handover: self.word("signup.handover", &raw.handover, &HANDOVERS),
             backfill: raw.backfill,
+            on_delete: self.word("signup.on_delete", &raw.on_delete, &ON_DELETE),
         }
     }
 
@@ -193,6 +205,13 @@ impl Check<'_> {
         }
     }
 
+    fn rollout(&mut self, raw: &raw::Rollout) -> Rollout {
+        rollout(raw.canary, &raw.waves, &raw.max_failures).unwrap_or_else(|(key, reason)| {
+            self.refuse(key, reason);
+            Rollout { canary: 0, waves: Vec::new(), max_failures: Share::Number(0) }
+        })
+    }
+
     fn retry(&mut self, raw: &raw::Retry) -> Retry {
         let first = self.duration("retry.first", &raw.first, Duration::from_millis(1));
         let max = self.duration("retry.max", &raw.max, Duration::from_millis(1));
@@ -205,6 +224,20 @@ impl Check<'_> {
             );
         }
         Retry { first, max, attempts: raw.attempts }
+    }
+
+    fn backup(&mut self, raw: &raw::Backup) -> Backup {
+        self.path("backup.folder", raw.folder.as_ref());
+        self.path("backup.pg_dump", Some(&raw.pg_dump));
+        let keep = raw.keep.as_ref().map(|keep| {
+            if keep.value < SHORTEST_KEEP {
+                self.refuse("backup.keep", "too short: at least 1 hour");
+            } else if keep.value > LONGEST_KEEP {
+                self.refuse("backup.keep", "too long: at most 36500 days; leave it out to keep them for ever");
+            }
+            keep.value
+        });
+        Backup { folder: raw.folder.clone(), keep, pg_dump: raw.pg_dump.clone() }
     }
 
     fn duration(&mut self, key: &str, written: &Interval, least: Duration) -> Duration {

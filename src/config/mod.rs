@@ -8,6 +8,7 @@ mod layers;
 mod load;
 mod problem;
 mod raw;
+mod rollout;
 mod sources;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use connection::Connection;
 pub use load::{Loaded, Setting, load};
+pub use rollout::{Rollout, Share};
 pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, user_name};
 
 /// Every setting, checked.
@@ -31,10 +33,16 @@ pub struct Config {
     pub tenant: Tenant,
     /// `[spares]`
     pub spares: Spares,
+    /// `[backup]`
+    pub backup: Backup,
+    /// `[drop]`
+    pub drop: Drop,
     /// `[work]`
     pub work: Work,
     /// `[sweep]`
     pub sweep: Sweep,
+    /// `[rollout]`
+    pub rollout: Rollout,
     /// `[retry]`
     pub retry: Retry,
     /// `[http]`: where to listen; `None` for nowhere.
@@ -69,6 +77,17 @@ pub struct Signup {
     pub handover: Handover,
     /// Whether users from before the installation are made due.
     pub backfill: bool,
+    /// What becomes of a tenant whose user is deleted.
+    pub on_delete: OnDelete,
+}
+
+/// What becomes of a tenant whose user is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDelete {
+    /// It stays as it is.
+    Keep,
+    /// It is dropped, with its time of grace.
+    Drop,
 }
 
 /// Who gives a new tenant its spare.
@@ -123,6 +142,24 @@ pub struct Spares {
     pub min: u32,
     /// Never more, however many signups come; 0: none at all.
     pub max: u32,
+}
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Where backups are written; `None`: nowhere, and what needs one says so.
+    pub folder: Option<PathBuf>,
+    /// How long they are kept; `None`: for ever.
+    pub keep: Option<Duration>,
+    /// The program that writes them, by its path or by its name in `PATH`.
+    pub pg_dump: PathBuf,
+}
+
+/// `[drop]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drop {
+    /// How long a tenant that was dropped can be taken back.
+    pub grace: Duration,
 }
 
 /// `[work]`

@@ -20,8 +20,11 @@ pub(super) struct Raw {
     pub(super) signup: Signup,
     pub(super) tenant: Tenant,
     pub(super) spares: Spares,
+    pub(super) backup: Backup,
+    pub(super) drop: Drop,
     pub(super) work: Work,
     pub(super) sweep: Sweep,
+    pub(super) rollout: Rollout,
     pub(super) retry: Retry,
     pub(super) http: Http,
     pub(super) log: Log,
@@ -85,6 +88,7 @@ pub(super) struct Signup {
     pub(super) poll: Interval,
     pub(super) handover: String,
     pub(super) backfill: bool,
+    pub(super) on_delete: String,
 }
 
 impl Default for Signup {
@@ -96,6 +100,7 @@ impl Default for Signup {
             poll: Interval::built_in("2s"),
             handover: "daemon".into(),
             backfill: false,
+            on_delete: "keep".into(),
         }
     }
 }
@@ -149,6 +154,32 @@ impl Default for Spares {
 
 #[derive(Serialize, DeserializeDerive)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Backup {
+    pub(super) folder: Option<PathBuf>,
+    pub(super) keep: Option<Interval>,
+    pub(super) pg_dump: PathBuf,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Backup { folder: None, keep: None, pg_dump: "pg_dump".into() }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Drop {
+    pub(super) grace: Interval,
+}
+
+impl Default for Drop {
+    fn default() -> Self {
+        Drop { grace: Interval::built_in("7d") }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Work {
     pub(super) parallel: u32,
     pub(super) connections: u32,
@@ -173,6 +204,20 @@ pub(super) struct Sweep {
 impl Default for Sweep {
     fn default() -> Self {
         Sweep { every: Interval::built_in("5m"), parallel: 8, verify_every: Interval::built_in("24h") }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rollout {
+    pub(super) canary: u32,
+    pub(super) waves: Vec<String>,
+    pub(super) max_failures: String,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout { canary: 3, waves: vec!["10%".into(), "100%".into()], max_failures: "2%".into() }
     }
 }
 

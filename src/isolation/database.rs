@@ -19,7 +19,7 @@ use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
-const SCHEMA: &str = "public";
+pub(crate) const SCHEMA: &str = "public";
 
 /// So many spares are tried for one tenant before it gets the one that is made for it.
 const SPARES_TRIED: usize = 3;

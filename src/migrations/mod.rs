@@ -110,6 +110,14 @@ impl MigrationSet {
         Ok(MigrationSet { source, migrations })
     }
 
+    /// The set without `versions`; `None` when nothing would be left.
+    #[must_use]
+    pub fn without(&self, versions: &[i64]) -> Option<MigrationSet> {
+        let kept = self.migrations.iter().filter(|migration| !versions.contains(&migration.version));
+        let migrations: Vec<Migration> = kept.cloned().collect();
+        (!migrations.is_empty()).then(|| MigrationSet { source: self.source.clone(), migrations })
+    }
+
     /// Where the set came from: `embedded`, or the folder.
     #[must_use]
     pub fn source(&self) -> &str {
@@ -255,6 +263,15 @@ pub(crate) mod tests {
             error.to_string(),
             "folder/0009_again.up.sql and folder/0012_again.up.sql are both called \"again\""
         );
+    }
+
+    #[test]
+    fn a_set_without_some_has_the_id_of_the_others() {
+        let all = MigrationSet::new("x", vec![migration(1, "a", ""), migration(2, "b", "")]).unwrap();
+        let one = MigrationSet::new("y", vec![migration(1, "a", "")]).unwrap();
+        assert_eq!(all.without(&[2]).unwrap().id(), one.id());
+        assert_eq!(all.without(&[]).unwrap(), all);
+        assert_eq!(all.without(&[1, 2]), None);
     }
 
     #[test]

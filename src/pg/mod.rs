@@ -4,7 +4,9 @@ pub mod admin;
 mod attempt;
 mod budget;
 pub mod catalogue;
+mod libpq;
 pub mod migrate;
+pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;
@@ -13,6 +15,7 @@ mod session;
 pub mod sqlstate;
 mod tls;
 
+pub use libpq::Libpq;
 pub use migrate::{Executor, History};
 pub use pool::{Pool, PoolStatus, PooledSession};
 pub use server::Server;

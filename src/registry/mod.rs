@@ -4,11 +4,13 @@
 //! and due tenants, `record` and
 //! [`rollback`] write what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
+//! [`databases`] looks at tenants' databases from outside;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! and [`events`] is the history of what was done.
+//! [`tenants`] reads them for commands, and [`events`] is the history of what was done.
 
 mod by_hand;
 pub mod claim;
+pub mod databases;
 pub mod doorbell;
 pub mod events;
 pub mod fleet;
@@ -21,11 +23,13 @@ mod parts;
 pub mod print;
 mod record;
 pub mod rollback;
+pub mod rollouts;
 pub mod sets;
 pub mod signup;
 pub mod spares;
 pub mod sweep;
 pub mod templates;
+pub mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

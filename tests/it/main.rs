@@ -4,6 +4,7 @@
 pub mod support;
 
 mod at_commit;
+mod backing_up;
 mod bounds;
 mod catalogue;
 mod claims;
@@ -19,6 +20,8 @@ mod failing;
 pub mod fleet;
 mod going_back;
 mod harness;
+mod list;
+mod lookup;
 mod main_schema;
 pub mod migrations;
 mod new;
@@ -30,11 +33,13 @@ mod program;
 mod provisioning;
 #[cfg(debug_assertions)]
 mod rollback;
+mod rollouts;
 mod service;
 mod serving;
 mod sessions;
 mod setup;
 mod setup_refused;
+mod show;
 mod signup;
 mod signup_kinds;
 mod spares;
@@ -45,3 +50,5 @@ mod sweeping;
 mod sweeping_many;
 mod templates;
 mod tidy;
+mod url;
+mod wait;

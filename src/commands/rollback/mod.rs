@@ -19,7 +19,7 @@ use crate::migrations::back::{Target, refuse_without_down};
 use crate::migrations::compare::Recorded;
 use crate::migrations::{Migration, MigrationSet};
 use crate::plan::Back;
-use crate::provision::{Context, Supply, rollback};
+use crate::provision::{Context, Gate, Supply, rollback};
 use crate::registry::Registry;
 use crate::registry::lookup::Filter;
 use crate::registry::sets::Relations;
@@ -40,7 +40,8 @@ Refused before anything is touched where a down file is missing.
 Examples:
   tenantd rollback 6b1d7c1e --steps 1                what would be lost is asked first
   tenantd rollback --all --to 12 --dry-run           each tenant's steps, and the SQL
-  tenantd rollback --all --to-name add_level --yes   that migration stays, what came after it goes"
+  tenantd rollback --all --to-name add_level --yes   that migration stays, what came after it goes
+  tenantd rollback main --steps 1                    the application's own schema in the main database"
 )]
 pub struct Arguments {
     /// Tenants by key, database name, or the beginning of one; or `main`, the application's own schema in the main database
@@ -96,6 +97,7 @@ pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> 
         config: Arc::clone(&given.config),
         set: Arc::clone(&given.set),
         relations: Relations::default(),
+        gate: Gate::default(),
         supply: Supply::default(),
     };
     if !arguments.dry_run && !keys.is_empty() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Status;
-use crate::commands::main_schema::Standing;
+use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
 use crate::registry::fleet::Count;
@@ -221,7 +221,7 @@ impl Status<'_> {
                 "`tenantd setup --backfill` makes them due.",
             ));
         }
-        if let Some(Ok(Standing { pending, .. })) = &self.main_schema
+        if let Some(Ok(Reached { pending, .. })) = &self.main_schema
             && !pending.is_empty()
         {
             let lacking = counted(i64::try_from(pending.len()).unwrap_or(i64::MAX), "migration");

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::findings::Remark;
-use super::{Has, Signup, Status};
-use crate::commands::main_schema::Standing;
+use super::{Signup, Status};
+use crate::commands::main_schema::Reached;
 use crate::commands::output;
 use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
@@ -60,27 +60,21 @@ fn remark(remark: &Remark) -> Value {
 }
 
 fn version(status: &Status<'_>, row: &VersionCount) -> Value {
-    let (standing, pending) = match status.standing(row) {
-        Has::Current => ("current", Some(Vec::new())),
-        Has::Behind(pending) => ("behind", Some(pending)),
-        Has::Newer => ("newer", None),
-        Has::Diverged => ("diverged", None),
-        Has::Unknown => ("unknown", None),
-    };
+    let standing = status.standing(row);
     let named = |version: &i64| json!({ "version": version, "name": status.set.get(*version).map(|ours| &ours.name) });
     json!({
         "version": row.version,
         "name": row.name,
         "tenants": row.tenants,
         "migrated_at": row.migrated_at.map(moment),
-        "standing": standing,
-        "pending": pending.map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
+        "standing": standing.word(),
+        "pending": standing.pending().map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
     })
 }
 
-fn main_schema(status: &Status<'_>, standing: &Result<Standing>) -> Value {
+fn main_schema(status: &Status<'_>, standing: &Result<Reached>) -> Value {
     let (version, pending, error) = match standing {
-        Ok(Standing { version, pending }) => {
+        Ok(Reached { version, pending }) => {
             let named = |(version, name): &(i64, String)| json!({ "version": version, "name": name });
             (Some(version), Some(pending.iter().map(named).collect::<Vec<_>>()), None)
         }

@@ -11,14 +11,14 @@ use std::io::Write;
 use uuid::Uuid;
 
 use super::given::Given;
-use super::main_schema::{self, Standing};
+use super::main_schema::{self, Reached};
 use super::{ExitStatus, output};
 use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::migrations::MigrationSet;
 use crate::registry::Registry;
 use crate::registry::fleet::{Fleet, VersionCount};
-use crate::registry::sets::Relations;
+use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table, Trigger};
 use crate::registry::sweep::Room;
 
@@ -36,7 +36,7 @@ struct Status<'a> {
     /// Tenants that have migrations which this tenantd does not carry.
     newer: i64,
     /// How the application's own schema stands, or why that cannot be said; `None`: tenantd does not migrate it.
-    main_schema: Option<Result<Standing>>,
+    main_schema: Option<Result<Reached>>,
 }
 
 /// The signup table and its triggers.
@@ -44,21 +44,6 @@ struct Signup {
     table: Table,
     /// Each table that needs a trigger, with how that stands.
     triggers: Vec<(String, Trigger)>,
-}
-
-/// How the tenants of one version stand to the set that this tenantd carries.
-#[derive(Debug, PartialEq, Eq)]
-enum Has {
-    /// They have it.
-    Current,
-    /// They lack these versions of it.
-    Behind(Vec<i64>),
-    /// They have more.
-    Newer,
-    /// What they have contradicts it.
-    Diverged,
-    /// Nobody recorded what they have.
-    Unknown,
 }
 
 /// Writes how the fleet stands, as text or as one JSON object. Only reads; no tenant is connected to.
@@ -122,25 +107,8 @@ impl<'a> Status<'a> {
         self.fleet.counts.iter().filter(|count| count.work == work).map(|count| count.tenants).sum()
     }
 
-    fn standing(&self, version: &VersionCount) -> Has {
-        let ours = self.set.id();
-        let mut lacking = Vec::new();
-        let mut newer = false;
-        for id in version.sets.iter().filter(|id| **id != ours) {
-            match self.relations.behind.get(id) {
-                Some(pending) => lacking.extend(pending),
-                None if self.relations.newer.contains(id) => newer = true,
-                None => return Has::Diverged,
-            }
-        }
-        lacking.sort_unstable();
-        lacking.dedup();
-        match (version.sets.is_empty(), newer, lacking.is_empty()) {
-            (true, ..) => Has::Unknown,
-            (_, true, _) => Has::Newer,
-            (_, _, false) => Has::Behind(lacking),
-            _ => Has::Current,
-        }
+    fn standing(&self, version: &VersionCount) -> Standing {
+        self.relations.standing(&self.set.id(), &version.sets)
     }
 
     /// A migration of ours, as in `2 add_index`.

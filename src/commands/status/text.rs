@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::findings::Remark;
-use super::{Has, Signup, Status};
-use crate::commands::main_schema::Standing;
+use super::{Signup, Standing, Status};
+use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, duration, line, moment, paragraph, table};
 use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem};
@@ -72,18 +72,18 @@ fn versions(status: &Status<'_>) -> String {
     table(&["VERSION", "LAST MIGRATION", "LAST APPLIED", "TENANTS", "STILL LACKING"], &rows) + "\n"
 }
 
-fn pending(status: &Status<'_>, standing: Has) -> String {
+fn pending(status: &Status<'_>, standing: Standing) -> String {
     let named = |versions: &[i64]| versions.iter().map(|version| status.migration(*version)).collect::<Vec<_>>();
     match standing {
-        Has::Current => "nothing".to_owned(),
-        Has::Behind(versions) if versions.len() <= NAMED => named(&versions).join(", "),
-        Has::Behind(versions) => {
+        Standing::Current => "nothing".to_owned(),
+        Standing::Behind(versions) if versions.len() <= NAMED => named(&versions).join(", "),
+        Standing::Behind(versions) => {
             let ends = named(&[versions[0], versions[versions.len() - 1]]);
             format!("{} migrations, {} to {}", versions.len(), ends[0], ends[1])
         }
-        Has::Newer => "newer than this tenantd".to_owned(),
-        Has::Diverged => "contradicts our files".to_owned(),
-        Has::Unknown => "unknown".to_owned(),
+        Standing::Newer => "newer than this tenantd".to_owned(),
+        Standing::Diverged => "contradicts our files".to_owned(),
+        Standing::Unknown => "unknown".to_owned(),
     }
 }
 
@@ -134,11 +134,11 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
     facts
 }
 
-fn main_schema(standing: &Result<Standing>) -> String {
+fn main_schema(standing: &Result<Reached>) -> String {
     match standing {
-        Ok(Standing { version: 0, pending }) if pending.is_empty() => "no migration".to_owned(),
-        Ok(Standing { version, pending }) if pending.is_empty() => format!("at {version}, the newest"),
-        Ok(Standing { version, pending }) => {
+        Ok(Reached { version: 0, pending }) if pending.is_empty() => "no migration".to_owned(),
+        Ok(Reached { version, pending }) if pending.is_empty() => format!("at {version}, the newest"),
+        Ok(Reached { version, pending }) => {
             let pending: Vec<String> = pending.iter().map(|(version, name)| format!("{version} {name}")).collect();
             format!("at {version}, still lacking {}", pending.join(", "))
         }

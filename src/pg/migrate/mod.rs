@@ -1,5 +1,6 @@
 //! Runs migrations, for the registry and for tenants alike. What to run is decided by `migrations::compare`; this is where it happens.
 
+mod account;
 mod back;
 mod failure;
 mod history;
@@ -14,6 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::join;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+pub use self::account::Account;
 use self::failure::{Script, of_ours, of_sql};
 pub use self::history::{AppliedRow, History};
 use self::statements::Run;

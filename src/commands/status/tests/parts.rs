@@ -20,12 +20,12 @@ fn the_main_schema_is_shown_where_there_is_one() {
     let (config, set) = (config(), set());
     let mut status = well(&config, &set);
     assert!(!text::whole(&status).contains("Main schema") && json::object(&status)["main_schema"] == Value::Null);
-    status.main_schema = Some(Ok(Standing { version: 2, pending: vec![(3, "plans".to_owned())] }));
+    status.main_schema = Some(Ok(Reached { version: 2, pending: vec![(3, "plans".to_owned())] }));
     let shown = text::whole(&status);
     assert!(shown.contains("\nMain schema  at 2, still lacking 3 plans\n") && status.is_well(), "{shown}");
     assert!(shown.contains("- The application's own schema lacks 1 migration.\n"), "{shown}");
     assert_eq!(json::object(&status)["main_schema"]["pending"], json!([{ "version": 3, "name": "plans" }]));
-    status.main_schema = Some(Ok(Standing { version: 3, pending: vec![] }));
+    status.main_schema = Some(Ok(Reached { version: 3, pending: vec![] }));
     assert!(text::whole(&status).contains("\nMain schema  at 3, the newest\n"));
     status.main_schema = Some(Err(Error::new(Kind::Drift, "0001_a.sql was changed.").hint("put it back")));
     assert_eq!(words(&status), ["main_schema"]);

@@ -1,0 +1,55 @@
+//! From a backup back into a database.
+
+use std::path::Path;
+
+use super::program::{Programs, fed, ran};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::pg::Server;
+
+/// Reads the backup `file` into the database `name`, which is empty and open to us: everything in it belongs to the tenants' owner.
+///
+/// The comments on extensions are left out: only who made an extension may comment on it.
+///
+/// # Errors
+/// [`Kind::Usage`] when there is no such file, or it is no backup. What `pg_restore` says: the database is half filled then.
+pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, key: &str) -> Result<()> {
+    let of_file = |error: Error| error.context(format!("restore tenant {key} from {}", file.display()));
+    if !tokio::fs::try_exists(file).await.unwrap_or(false) {
+        return Err(of_file(Error::usage("there is no such file")));
+    }
+    let programs = Programs::of(&config.backup);
+    let libpq = server.libpq(name, &format!("tenantd:{key}")).await?;
+    let mut list = libpq.command(&programs.restore);
+    let listed = ran(list.arg("--list").arg(file), "pg_restore").await;
+    let listed = listed.map_err(|error| {
+        of_file(error.with_kind(Kind::Usage).hint("name a file that `tenantd backup` or pg_dump --format=custom wrote"))
+    })?;
+    let mut command = libpq.command(&programs.restore);
+    command.args(["--exit-on-error", "--no-owner", "--no-password", "--use-list=/dev/stdin"]);
+    if let Some(owner) = &config.tenant.owner {
+        command.arg(format!("--role={owner}"));
+    }
+    // The name of a database is no secret. A name with an equals sign would be taken for more than a name.
+    command.arg("--dbname").arg(format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))).arg(file);
+    fed(&mut command, "pg_restore", without_comments_on_extensions(&listed)).await.map(drop).map_err(of_file)
+}
+
+/// Lines of the list: `7; 3079 16386 EXTENSION - citext`, `3500; 0 0 COMMENT - EXTENSION citext`.
+fn without_comments_on_extensions(listed: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(listed);
+    let kept = text.lines().filter(|line| !line.contains(" COMMENT - EXTENSION "));
+    kept.fold(String::new(), |all, line| all + line + "\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_on_extensions_are_left_out() {
+        let listed = b"; Archive\n2; 3079 16386 EXTENSION - citext \n3500; 0 0 COMMENT - EXTENSION citext \n3501; 0 0 COMMENT public TABLE t o\n";
+        let kept = String::from_utf8(without_comments_on_extensions(listed)).unwrap();
+        assert_eq!(kept, "; Archive\n2; 3079 16386 EXTENSION - citext \n3501; 0 0 COMMENT public TABLE t o\n");
+    }
+}

@@ -1,0 +1,108 @@
+//! Tenants' databases seen from outside: how large they are, who is in them, who must leave.
+
+use tokio_postgres::types::Type;
+
+use super::{Registry, field};
+use crate::error::{Error, Kind, Result};
+use crate::tenant::Marker;
+
+/// What keeps a database from being renamed or dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Occupant {
+    /// What it is, for people: `role "app" (web, pid 77)`.
+    pub what: String,
+    /// The session's process; `None` for what is no session.
+    pub pid: Option<i32>,
+    /// Whether our role may end it.
+    pub ours_to_end: bool,
+}
+
+impl Registry {
+    /// The size in bytes of the database `name`, if it is the tenant `key`'s.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] when there is none; [`Kind::Conflict`] when it does not bear the tenant's marker. The main database cannot be reached.
+    pub async fn database_size(&self, key: &str, name: &str) -> Result<i64> {
+        let marker = Marker::of(self.id, key).to_string();
+        let rows = self
+            .query(
+                "select pg_database_size(oid) as bytes, coalesce(shobj_description(oid, 'pg_database') = $2, false) as ours
+                 from pg_database where datname = $1",
+                &[(&name, Type::TEXT), (&marker, Type::TEXT)],
+                || format!("look how large the database {name:?} is"),
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Err(Error::new(Kind::Missing, format!("the database {name:?} is gone")));
+        };
+        if field(row, "ours")? { field(row, "bytes") } else { Err(not_ours(name)) }
+    }
+
+    /// The name of the database of the tenant `key`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is no such tenant, or it has no database now. The main database cannot be reached.
+    pub async fn database_of(&self, key: &str) -> Result<String> {
+        let rows = self
+            .query(
+                "select state::text, case when state = 'ready' then name end as name from tenantd.tenant where key = $1",
+                &[(&key, Type::TEXT)],
+                || format!("look for the database of tenant {key}"),
+            )
+            .await?;
+        let Some(row) = rows.first() else { return Err(Error::usage(format!("there is no tenant {key:?}"))) };
+        field::<Option<String>>(row, "name")?.ok_or_else(|| {
+            let state = field::<String>(row, "state").unwrap_or_default();
+            Error::usage(format!("tenant {key} is {state}, so it has no database of its own now"))
+        })
+    }
+
+    /// Everything that keeps the database `name` from being renamed or dropped: sessions, prepared transactions, replication slots.
+    /// Those of the server's own that leave by themselves are not among them.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn occupants(&self, name: &str) -> Result<Vec<Occupant>> {
+        // The names of roles are not to be taken for SQL here: this is for people.
+        let rows = self
+            .query(
+                "select format('role %I (%s, pid %s)', coalesce(usename::text, 'unknown'), coalesce(nullif(application_name, ''), 'no name'), pid) as what, pid,
+                        coalesce(not r.rolsuper and (pg_has_role(usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage')), false) as ours
+                 from pg_stat_activity a left join pg_roles r on r.oid = a.usesysid
+                 where datname = $1 and coalesce(backend_type, 'client backend') not in ('autovacuum worker', 'parallel worker')
+                 union all
+                 select format('the prepared transaction %L of role %I', gid, owner), null, false from pg_prepared_xacts where database = $1
+                 union all
+                 select format('the replication slot %I', slot_name), null, false from pg_replication_slots where database = $1 and active",
+                &[(&name, Type::TEXT)],
+                || format!("look who is in the database {name:?}"),
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Occupant { what: field(row, "what")?, pid: field(row, "pid")?, ours_to_end: field(row, "ours")? })
+            })
+            .collect()
+    }
+
+    /// Asks the server to end the sessions that our role may end among those in the database `name`.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn evict(&self, name: &str) -> Result<()> {
+        self.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity a join pg_roles r on r.oid = a.usesysid
+             where datname = $1 and not r.rolsuper
+             and (pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage'))",
+            &[(&name, Type::TEXT)],
+            || format!("end the sessions in the database {name:?}"),
+        )
+        .await
+        .map(drop)
+    }
+}
+
+pub(super) fn not_ours(name: &str) -> Error {
+    Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker"))
+        .hint("somebody else made it, or its COMMENT was changed; nothing was done to it")
+}
