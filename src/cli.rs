@@ -10,7 +10,7 @@ use crate::commands::psql::Psql;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, new, rollback};
+use crate::commands::{migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -68,8 +68,10 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
-    /// Bring the application's own schema in the main database to its newest migration
-    Migrate(migrate::Arguments),
+    /// Bring tenants to the newest migrations: canaries first, then the others in waves
+    Migrate(migrate::Migrate),
+    /// How the newest migrations go through the fleet: show, pause, resume or abort
+    Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
@@ -101,6 +103,7 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Migrate(_) => "migrate",
+            Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
             Command::Backup(_) => "backup",

@@ -13,6 +13,7 @@ pub mod progress;
 pub mod psql;
 pub mod report;
 pub mod rollback;
+pub mod rollout;
 pub mod serve;
 pub mod setup;
 pub mod show;
@@ -118,7 +119,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
-        Command::Migrate(arguments) => migrate::run(&given, arguments, &mut out).await?,
+        Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
+        Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::New(_) | Command::Config(_) => unreachable!("answered above"),

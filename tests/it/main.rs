@@ -23,6 +23,7 @@ mod harness;
 mod list;
 mod lookup;
 mod main_schema;
+mod migrating;
 pub mod migrations;
 mod new;
 mod notices;

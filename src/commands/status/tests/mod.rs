@@ -203,18 +203,6 @@ All is well.
     assert_eq!(json::object(&status)["ok"], true);
 }
 
-#[test]
-fn an_empty_fleet_is_well() {
-    let (config, set) = (config(), set());
-    let mut status = well(&config, &set);
-    status.fleet = Fleet { at: at(), ..Fleet::default() };
-    let shown = text::whole(&status);
-    assert!(shown.contains("\nNo tenants yet.\n\nWaiting      no tenant\n"), "{shown}");
-    assert!(shown.ends_with(
-        "\nGood to know:\n- No daemon is connected, and nobody waits.\n  A signup would wait for the next start or sweep.\n\nAll is well.\n"
-    ));
-}
-
 const TROUBLED: &str = r#"tenantd@db.example.com:5432/app at 2026-03-01 12:00:00 UTC
 
 STATE      WORK     TENANTS

@@ -35,3 +35,15 @@ fn the_main_schema_is_shown_where_there_is_one() {
     );
     assert_eq!(json::object(&status)["main_schema"]["error"]["kind"], "drift");
 }
+
+#[test]
+fn an_empty_fleet_is_well() {
+    let (config, set) = (config(), set());
+    let mut status = well(&config, &set);
+    status.fleet = Fleet { at: at(), ..Fleet::default() };
+    let shown = text::whole(&status);
+    assert!(shown.contains("\nNo tenants yet.\n\nWaiting      no tenant\n"), "{shown}");
+    assert!(shown.ends_with(
+        "\nGood to know:\n- No daemon is connected, and nobody waits.\n  A signup would wait for the next start or sweep.\n\nAll is well.\n"
+    ));
+}
