@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::check::Check;
+use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
@@ -78,6 +80,10 @@ pub enum Command {
     New(new::Arguments),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
+    /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
+    Check(Check),
+    /// What keeps a fleet from being made or kept, found before the first signup meets it
+    Doctor(Doctor),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -107,6 +113,8 @@ impl Command {
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
             Command::Backup(_) => "backup",
+            Command::Check(_) => "check",
+            Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",

@@ -7,6 +7,7 @@ mod at_commit;
 mod backing_up;
 mod bounds;
 mod catalogue;
+mod check;
 mod claims;
 mod conflicts;
 mod connect;
@@ -14,6 +15,7 @@ mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
 pub mod crowd;
+mod doctor;
 mod doorbell;
 mod doorbell_faults;
 mod failing;
