@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::check::Check;
+use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, rollback, rollout};
+use crate::commands::{migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -74,8 +76,14 @@ pub enum Command {
     Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// A new migration and its down file, with the next version
+    New(new::Arguments),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
+    /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
+    Check(Check),
+    /// What keeps a fleet from being made or kept, found before the first signup meets it
+    Doctor(Doctor),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -103,7 +111,10 @@ impl Command {
             Command::Migrate(_) => "migrate",
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
+            Command::New(_) => "new",
             Command::Backup(_) => "backup",
+            Command::Check(_) => "check",
+            Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",
