@@ -60,6 +60,12 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Take a tenant away: after a backup, and for a time of grace
+    Drop(crate::commands::drop::Drop),
+    /// Take a tenant back, in its time of grace or from a backup
+    Restore(crate::commands::restore::Restore),
+    /// Empty tenants, and migrate them anew
+    Reset(crate::commands::reset::Reset),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
     /// Check or show the settings
@@ -74,6 +80,9 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Drop(_) => "drop",
+            Command::Restore(_) => "restore",
+            Command::Reset(_) => "reset",
             Command::Backup(_) => "backup",
             Command::Config(_) => "config",
         }

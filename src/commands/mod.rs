@@ -2,10 +2,13 @@
 
 pub mod backup;
 pub mod config;
+pub mod drop;
 pub mod given;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod reset;
+pub mod restore;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -98,6 +101,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
+        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
+        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
     };

@@ -50,6 +50,8 @@ fn object(report: &Report) -> Value {
         "braked": report.braked,
         "unreached": report.unreached,
         "strays_dropped": report.strays,
+        "purged": report.purged,
+        "unpurged": report.unpurged.iter().map(|(key, error)| json!({ "key": key, "error": output::error(error) })).collect::<Vec<_>>(),
         "users_without_tenant": report.requested,
         "users_unread": report.unread.as_ref().map(output::error),
         "template_failure": report.template.as_ref().map(output::error),
@@ -60,7 +62,7 @@ fn object(report: &Report) -> Value {
 
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
-    let idle = report.chosen == 0 && report.requested == 0 && report.strays == 0;
+    let idle = report.chosen == 0 && report.requested == 0 && report.strays == 0 && report.purged == 0;
     if idle && report.is_clean() {
         return format!("nothing to do: every tenant is as it should be ({took})\n");
     }
@@ -112,6 +114,16 @@ fn besides(report: &Report) -> String {
         *strays > 0,
         format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
     );
+    tell(
+        report.purged > 0,
+        format!(
+            "{} dropped for good: their time of grace was over",
+            output::counted(i64::try_from(report.purged).unwrap_or(i64::MAX), "database")
+        ),
+    );
+    for (key, error) in &report.unpurged {
+        tell(true, format!("{} could not be dropped for good: {}", output::line(key), in_full(error)));
+    }
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
     }
@@ -180,6 +192,8 @@ mod tests {
             newer: 1,
             braked: 2,
             strays: 1,
+            purged: 0,
+            unpurged: Vec::new(),
             server: None,
             unreached: 0,
             took: Duration::from_millis(1234),

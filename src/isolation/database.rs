@@ -19,7 +19,7 @@ use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
-const SCHEMA: &str = "public";
+pub(crate) const SCHEMA: &str = "public";
 
 /// So many spares are tried for one tenant before it gets the one that is made for it.
 const SPARES_TRIED: usize = 3;
@@ -67,6 +67,12 @@ impl<'a> DatabaseIsolation<'a> {
             history: None,
             spare: None,
         }
+    }
+
+    /// The random name of the database that [`Step::Make`] got, which is to become the tenant's.
+    #[must_use]
+    pub(crate) fn made(&self) -> Option<&str> {
+        self.spare.as_ref().map(|making| making.name.as_str())
     }
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {

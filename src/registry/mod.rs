@@ -3,7 +3,7 @@
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes signups in
 //! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
-//! [`databases`] looks at tenants' databases from outside;
+//! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
 //! and [`events`] is the history of what was done.
 
@@ -11,6 +11,7 @@ mod by_hand;
 pub mod claim;
 pub mod databases;
 pub mod doorbell;
+pub mod dropped;
 pub mod events;
 pub mod fleet;
 mod grants;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
+use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
 use crate::registry::sets::Relations;
@@ -57,6 +58,10 @@ pub struct Report {
     pub template: Option<Error>,
     /// Half-made databases that nobody was making, dropped.
     pub strays: u64,
+    /// Databases that were set aside and whose time of grace was over, dropped for good.
+    pub purged: u64,
+    /// Those of them that could not be dropped, by key, each with why.
+    pub unpurged: Vec<(String, Error)>,
     /// The server's failure that ended the sweep early.
     pub server: Option<Error>,
     /// Tenants that were chosen and not reached, because the sweep ended early.
@@ -96,6 +101,7 @@ impl Report {
             && self.unread.is_none()
             && self.braked == 0
             && self.template.is_none()
+            && self.unpurged.is_empty()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -145,12 +151,25 @@ pub async fn sweep(
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
     (report.newer, report.busy, report.chosen) = (start.newer, start.busy, start.needing);
+    let over = start.over;
     if start.needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
         lanes::run(context, tasks, run, feed, &mut report, &mut tell).await;
     }
+    if over {
+        purge(context, run, &mut report).await?;
+    }
     report.took = began.elapsed();
     Ok(report)
+}
+
+/// Drops for good what is over. Last, since each DROP DATABASE slows the server for a moment.
+async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> {
+    in_time(context.registry.forget_dead_leases()).await?;
+    let purged = purge_due(&context.registry, run.by_hand, &run.stop).await?;
+    report.purged = purged.dropped;
+    report.unpurged.extend(purged.failed.into_iter().map(|(dropped, error)| (dropped.key, error)));
+    Ok(())
 }
 
 /// Asks what there is to do: once, as long as nothing is found that changes the question.
