@@ -60,6 +60,8 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Make failing and parked tenants due at once
+    Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
     Drop(crate::commands::drop::Drop),
     /// Take a tenant back, in its time of grace or from a backup
@@ -68,6 +70,12 @@ pub enum Command {
     Reset(crate::commands::reset::Reset),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
+    /// Keep tenants as they are: out of sweeps and migrations
+    Hold(crate::commands::hold::Hold),
+    /// Give held tenants back to the daemons
+    Release(crate::commands::hold::Release),
+    /// Show who holds tenants and locks, and free what dead processes left
+    ReleaseLock(crate::commands::release_lock::ReleaseLock),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -80,10 +88,14 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",
             Command::Restore(_) => "restore",
             Command::Reset(_) => "reset",
             Command::Backup(_) => "backup",
+            Command::Hold(_) => "hold",
+            Command::Release(_) => "release",
+            Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
         }
     }

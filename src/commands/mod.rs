@@ -4,11 +4,14 @@ pub mod backup;
 pub mod config;
 pub mod drop;
 pub mod given;
+pub mod hold;
 pub mod output;
 pub mod progress;
+pub mod release_lock;
 pub mod report;
 pub mod reset;
 pub mod restore;
+pub mod retry;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -101,10 +104,14 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
         Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
         Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
         Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
+        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
+        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
+        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
         Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

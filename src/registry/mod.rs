@@ -5,7 +5,7 @@
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! and [`events`] is the history of what was done.
+//! [`locks`] tells who holds what, and [`events`] is the history of what was done.
 
 mod by_hand;
 pub mod claim;
@@ -18,6 +18,7 @@ mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+pub mod locks;
 pub mod lookup;
 mod parts;
 pub mod print;

@@ -19,7 +19,10 @@ mod dropping;
 mod failing;
 pub mod fleet;
 mod harness;
+mod holding;
 pub mod life;
+#[cfg(debug_assertions)]
+mod life_crashes;
 mod migrations;
 mod notices;
 mod others;
