@@ -70,6 +70,12 @@ create table if not exists tenantd.signup (
     signed_up_at timestamptz not null default clock_timestamp()
 );
 
+-- What the trigger on deletions writes, where signup.on_delete = 'drop': users whose tenants go with them.
+create table if not exists tenantd.departure (
+    key text not null,
+    departed_at timestamptz not null default clock_timestamp()
+);
+
 -- Every migration set that ever ran, whole: what a tenant has is compared with it without a connection to the tenant.
 create table if not exists tenantd.migration_set (
     id text not null,

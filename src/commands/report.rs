@@ -50,8 +50,9 @@ fn object(report: &Report) -> Value {
         "braked": report.braked,
         "unreached": report.unreached,
         "strays_dropped": report.strays,
+        "departed": report.departed,
         "purged": report.purged,
-        "unpurged": report.unpurged.iter().map(|(key, error)| json!({ "key": key, "error": output::error(error) })).collect::<Vec<_>>(),
+        "undropped": report.undropped.iter().map(|(key, error)| json!({ "key": key, "error": output::error(error) })).collect::<Vec<_>>(),
         "users_without_tenant": report.requested,
         "users_unread": report.unread.as_ref().map(output::error),
         "template_failure": report.template.as_ref().map(output::error),
@@ -62,7 +63,8 @@ fn object(report: &Report) -> Value {
 
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
-    let idle = report.chosen == 0 && report.requested == 0 && report.strays == 0 && report.purged == 0;
+    let idle =
+        report.chosen == 0 && report.requested == 0 && report.strays == 0 && report.purged + report.departed == 0;
     if idle && report.is_clean() {
         return format!("nothing to do: every tenant is as it should be ({took})\n");
     }
@@ -115,14 +117,21 @@ fn besides(report: &Report) -> String {
         format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
     );
     tell(
+        report.departed > 0,
+        format!(
+            "{} dropped, since their users were deleted",
+            output::counted(i64::try_from(report.departed).unwrap_or(i64::MAX), "tenant")
+        ),
+    );
+    tell(
         report.purged > 0,
         format!(
             "{} dropped for good: their time of grace was over",
             output::counted(i64::try_from(report.purged).unwrap_or(i64::MAX), "database")
         ),
     );
-    for (key, error) in &report.unpurged {
-        tell(true, format!("{} could not be dropped for good: {}", output::line(key), in_full(error)));
+    for (key, error) in &report.undropped {
+        tell(true, format!("{} could not be dropped: {}", output::line(key), in_full(error)));
     }
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
@@ -192,8 +201,9 @@ mod tests {
             newer: 1,
             braked: 2,
             strays: 1,
+            departed: 0,
             purged: 0,
-            unpurged: Vec::new(),
+            undropped: Vec::new(),
             server: None,
             unreached: 0,
             took: Duration::from_millis(1234),

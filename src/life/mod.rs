@@ -9,6 +9,7 @@
 //! Each arrow but DROP DATABASE is one fenced transaction, so that a tenant is always in one of these places, whoever dies when. What cannot be
 //! undone names a random name only, which nobody can take back any more.
 
+pub mod departures;
 pub mod drop;
 pub mod purge;
 pub mod reset;

@@ -5,11 +5,12 @@
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! [`locks`] tells who holds what, and [`events`] is the history of what was done.
+//! [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history of what was done.
 
 mod by_hand;
 pub mod claim;
 pub mod databases;
+pub mod departure;
 pub mod doorbell;
 pub mod dropped;
 pub mod events;

@@ -12,6 +12,7 @@ const TABLES: &[&str] = &[
     "registry",
     "tenant",
     "signup",
+    "departure",
     "migration_set",
     "template",
     "event",

@@ -70,6 +70,8 @@ pub struct Start {
     pub strays: bool,
     /// Whether something that was set aside is to be dropped for good, or a dead process left a tenant that no sweep looks at.
     pub over: bool,
+    /// Whether users were deleted whose tenants may go.
+    pub departures: bool,
     /// How many tenants need a look, and nobody works on them.
     pub needing: usize,
     /// How many more there are that somebody works on.
@@ -150,6 +152,7 @@ fn start_sql(table: Option<&Table>) -> String {
                  exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
                  exists (select from tenantd.dropped where purge_after <= now() or condemned_at is not null)
                      or exists (select from tenantd.tenant t where {LEFT}) as over,
+                 exists (select from tenantd.departure) as departures,
                  (select count(*) from needing where not busy) as needing,
                  (select count(*) from needing where busy) as busy,
                  (select at from cut) as cut_at, (select key from cut) as cut_key
@@ -192,6 +195,7 @@ impl Registry {
             newer: field(row, "newer")?,
             strays: field(row, "strays")?,
             over: field(row, "over")?,
+            departures: field(row, "departures")?,
             needing: number("needing")?,
             busy: number("busy")?,
             cut: Cut { at: field(row, "cut_at")?, key: field(row, "cut_key")? },

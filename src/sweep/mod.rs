@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
+use crate::life::departures::follow;
 use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
@@ -58,10 +59,12 @@ pub struct Report {
     pub template: Option<Error>,
     /// Half-made databases that nobody was making, dropped.
     pub strays: u64,
+    /// Tenants that were dropped, since their users were deleted.
+    pub departed: u64,
     /// Databases that were set aside and whose time of grace was over, dropped for good.
     pub purged: u64,
-    /// Those of them that could not be dropped, by key, each with why.
-    pub unpurged: Vec<(String, Error)>,
+    /// Tenants that were to go, for a time of grace or for good, and could not, by key, each with why.
+    pub undropped: Vec<(String, Error)>,
     /// The server's failure that ended the sweep early.
     pub server: Option<Error>,
     /// Tenants that were chosen and not reached, because the sweep ended early.
@@ -101,7 +104,7 @@ impl Report {
             && self.unread.is_none()
             && self.braked == 0
             && self.template.is_none()
-            && self.unpurged.is_empty()
+            && self.undropped.is_empty()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -151,10 +154,13 @@ pub async fn sweep(
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
     (report.newer, report.busy, report.chosen) = (start.newer, start.busy, start.needing);
-    let over = start.over;
+    let (over, departures) = (start.over, start.departures);
     if start.needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
         lanes::run(context, tasks, run, feed, &mut report, &mut tell).await;
+    }
+    if departures {
+        follow_departures(context, table, run, &mut report).await?;
     }
     if over {
         purge(context, run, &mut report).await?;
@@ -163,12 +169,34 @@ pub async fn sweep(
     Ok(report)
 }
 
+/// Drops the tenants of deleted users. That their users cannot be looked for, or no backup can be written, keeps the sweep from nothing else.
+async fn follow_departures(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<()> {
+    let Context { server, registry, config, .. } = context;
+    match Box::pin(follow(server, registry, config, table, run.by_hand, &run.stop)).await {
+        Ok(followed) => {
+            report.departed = followed.dropped;
+            report.undropped.extend(followed.failed);
+            Ok(())
+        }
+        Err(error) if error.kind().is_out_of_reach() => Err(error),
+        Err(error) => {
+            tracing::warn!(
+                error = error.chain(),
+                hint = error.advice(),
+                "deleted users could not be followed; tried again"
+            );
+            report.undropped.push(("of deleted users".to_owned(), error));
+            Ok(())
+        }
+    }
+}
+
 /// Drops for good what is over. Last, since each DROP DATABASE slows the server for a moment.
 async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> {
     in_time(context.registry.forget_dead_leases()).await?;
     let purged = purge_due(&context.registry, run.by_hand, &run.stop).await?;
     report.purged = purged.dropped;
-    report.unpurged.extend(purged.failed.into_iter().map(|(dropped, error)| (dropped.key, error)));
+    report.undropped.extend(purged.failed.into_iter().map(|(dropped, error)| (dropped.key, error)));
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
 pub mod crowd;
+mod departing;
 mod doorbell;
 mod doorbell_faults;
 mod dropping;
