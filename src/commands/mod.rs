@@ -5,14 +5,24 @@ pub mod backup;
 pub mod check;
 pub mod config;
 pub mod doctor;
+pub mod drop;
 pub mod events;
 pub mod given;
+pub mod hold;
 pub mod list;
+pub mod main_schema;
+pub mod migrate;
+pub mod new;
 pub mod output;
 pub mod progress;
 pub mod psql;
+pub mod release_lock;
 pub mod report;
+pub mod reset;
+pub mod restore;
+pub mod retry;
 pub mod rollback;
+pub mod rollout;
 pub mod serve;
 pub mod setup;
 pub mod show;
@@ -98,6 +108,11 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         return Ok(ExitStatus::Well.into());
     }
+    // Before the migrations are read: a folder that cannot be used yet may be written into.
+    if let Some(Command::New(arguments)) = &cli.command {
+        new::run(&loaded.config, arguments, cli.json, &mut out)?;
+        return Ok(ExitStatus::Well.into());
+    }
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
@@ -119,6 +134,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
+        Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
@@ -129,7 +146,14 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
         Command::Adopt(arguments) => return adopt::run(&given, arguments, &mut out).await,
-        Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
+        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
+        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
+        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
+        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
+        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
+        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
+        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
+        Command::New(_) | Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
 }

@@ -3,6 +3,7 @@
 mod context;
 pub mod expected;
 mod failure;
+pub mod foresight;
 pub mod fresh;
 pub mod rollback;
 pub mod scratch;

@@ -16,22 +16,32 @@ mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
 pub mod crowd;
+mod departing;
 mod doctor;
 mod doorbell;
 mod doorbell_faults;
+mod dropping;
 mod failing;
 pub mod fleet;
 mod going_back;
 mod harness;
+mod holding;
+pub mod life;
+#[cfg(debug_assertions)]
+mod life_crashes;
 mod list;
 mod lookup;
+mod main_schema;
+mod migrating;
 pub mod migrations;
+mod new;
 mod notices;
 mod others;
 mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+mod restoring;
 #[cfg(debug_assertions)]
 mod rollback;
 mod rollouts;
