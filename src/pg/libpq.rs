@@ -65,7 +65,7 @@ const SYSTEM_ROOTS: [&str; 4] = [
 
 /// What a program needs to reach one database. `Debug` shows no password.
 pub struct Libpq {
-    values: Vec<(&'static str, OsString)>,
+    pub(super) values: Vec<(&'static str, OsString)>,
     password: Option<SecretString>,
 }
 

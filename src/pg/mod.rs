@@ -5,7 +5,6 @@ mod attempt;
 mod budget;
 mod libpq;
 pub mod migrate;
-pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;
@@ -13,6 +12,7 @@ mod server;
 mod session;
 pub mod sqlstate;
 mod tls;
+mod url;
 
 pub use libpq::Libpq;
 pub use migrate::{Executor, History};
