@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
+use crate::commands::rollback;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
@@ -69,6 +70,8 @@ pub enum Command {
     Status,
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
+    /// Take migrations of tenants back by their down files, and hold the tenants there
+    Rollback(rollback::Arguments),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -94,6 +97,7 @@ impl Command {
             Command::Setup(_) => "setup",
             Command::Status => "status",
             Command::Backup(_) => "backup",
+            Command::Rollback(_) => "rollback",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",

@@ -63,11 +63,19 @@ pub enum Point {
     Filled,
     /// A database under a random name took the place of the tenant's own, which is set aside.
     Exchanged,
+    /// A tenant is held to be rolled back, and nothing was taken back.
+    RollbackBegun,
+    /// One migration was taken back.
+    Undone,
+    /// One statement of a down file without a transaction is done, and not counted.
+    StatementUndone,
+    /// All is taken back, and that is not recorded.
+    RolledBack,
 }
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 30] = [
+    pub const ALL: [Point; 34] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -98,6 +106,10 @@ impl Point {
         Point::Restored,
         Point::Filled,
         Point::Exchanged,
+        Point::RollbackBegun,
+        Point::Undone,
+        Point::StatementUndone,
+        Point::RolledBack,
     ];
 
     /// The word for it in the variable `TENANTD_FAIL_POINT`.

@@ -9,6 +9,7 @@ pub mod output;
 pub mod progress;
 pub mod psql;
 pub mod report;
+pub mod rollback;
 pub mod serve;
 pub mod setup;
 pub mod show;
@@ -110,6 +111,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
+        Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,

@@ -10,10 +10,11 @@ use super::connection::Parts;
 use super::layers::Merged;
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
+use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Signup, Spares, Strategy, Sweep,
-    Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Rollout, Signup, Spares, Strategy,
+    Sweep, Tenant, Work,
 };
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
@@ -72,13 +73,14 @@ pub(super) fn check(
         parallel: check.parallel("sweep.parallel", raw.sweep.parallel),
         verify_every: check.duration("sweep.verify_every", &raw.sweep.verify_every, Duration::from_secs(1)),
     };
+    let rollout = check.rollout(&raw.rollout);
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main = check.main(&raw.main, variables);
     match main {
         Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, retry, http, log }, used))
+            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log }, used))
         }
         _ => Err(check.problems),
     }
@@ -193,6 +195,13 @@ impl Check<'_> {
             max: raw.max,
             max_per_hour: raw.max_per_hour,
         }
+    }
+
+    fn rollout(&mut self, raw: &raw::Rollout) -> Rollout {
+        rollout(raw.canary, &raw.waves, &raw.max_failures).unwrap_or_else(|(key, reason)| {
+            self.refuse(key, reason);
+            Rollout { canary: 0, waves: Vec::new(), max_failures: Share::Number(0) }
+        })
     }
 
     fn retry(&mut self, raw: &raw::Retry) -> Retry {

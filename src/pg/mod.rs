@@ -3,6 +3,7 @@
 pub mod admin;
 mod attempt;
 mod budget;
+pub mod catalogue;
 mod libpq;
 pub mod migrate;
 mod password;

@@ -1,7 +1,8 @@
 //! The registry: schema `tenantd` in the main database, the truth about which tenants exist and how they stand.
 //!
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes signups in
-//! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
+//! and due tenants, `record` and
+//! [`rollback`] write what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`databases`] looks at tenants' databases from outside;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
@@ -21,6 +22,8 @@ pub mod lookup;
 mod parts;
 pub mod print;
 mod record;
+pub mod rollback;
+pub mod rollouts;
 pub mod sets;
 pub mod signup;
 pub mod spares;

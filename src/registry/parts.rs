@@ -14,6 +14,7 @@ const TABLES: &[&str] = &[
     "signup",
     "migration_set",
     "template",
+    "rollout",
     "event",
     "spare",
     "spares_at_hand",

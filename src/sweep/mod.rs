@@ -2,6 +2,7 @@
 
 mod feed;
 mod lanes;
+mod rollout;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
+use crate::registry::rollouts::RolloutState;
 use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Expected, Start};
@@ -61,8 +63,23 @@ pub struct Report {
     pub server: Option<Error>,
     /// Tenants that were chosen and not reached, because the sweep ended early.
     pub unreached: usize,
+    /// How the rollout of the set stands that some tenants wait for, if any do.
+    pub rollout: Option<Waiting>,
     /// How long it took.
     pub took: Duration,
+}
+
+/// A rollout that is not through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// How it stands.
+    pub state: RolloutState,
+    /// The version that it goes to.
+    pub version: i64,
+    /// How many tenants wait for it.
+    pub tenants: i64,
+    /// Why it is paused.
+    pub why: Option<String>,
 }
 
 /// A tenant that a sweep could not bring to what is desired.
@@ -96,6 +113,7 @@ impl Report {
             && self.unread.is_none()
             && self.braked == 0
             && self.template.is_none()
+            && self.rollout.as_ref().is_none_or(|rollout| rollout.state == RolloutState::Aborted)
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -144,10 +162,17 @@ pub async fn sweep(
     if start.strays {
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
-    (report.newer, report.busy, report.chosen) = (start.newer, start.busy, start.needing);
-    if start.needing > 0 {
+    (report.newer, report.busy) = (start.newer, start.busy);
+    let needing = start.needing;
+    if needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
-        lanes::run(context, tasks, run, feed, &mut report, &mut tell).await;
+        lanes::run(context, tasks, run, feed, needing, &mut report, &mut |ended, through| {
+            tell(ended, through, needing);
+        })
+        .await;
+    }
+    if !context.gate.is_open() && report.server.is_none() && !run.stop.is_cancelled() {
+        rollout::drive(context, tasks, run, &mut report, &mut tell).await?;
     }
     report.took = began.elapsed();
     Ok(report)
@@ -160,6 +185,9 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     // What was refused when this context was made may have been mended.
     if !context.relations.refused.is_empty() {
         expected.know(&relate(context).await?);
+    }
+    if !context.gate.is_open() {
+        expected.waiting = context.relations.behind.keys().cloned().collect();
     }
     let mut start = match in_time(context.registry.begin_sweep(Some(table), prefix, &expected)).await {
         Ok(start) => start,
@@ -213,6 +241,7 @@ fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected
     Expected {
         migration_set: context.set.id(),
         newer: relations.newer.clone(),
+        waiting: Vec::new(),
         known: relations.known.clone(),
         owner: context.config.tenant.owner.clone(),
         access: context.access(),

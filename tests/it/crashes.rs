@@ -67,7 +67,11 @@ fn way(point: Point) -> Option<Way> {
         | Point::Purged
         | Point::Restored
         | Point::Filled
-        | Point::Exchanged => return None,
+        | Point::Exchanged
+        | Point::RollbackBegun
+        | Point::Undone
+        | Point::StatementUndone
+        | Point::RolledBack => return None,
     })
 }
 
