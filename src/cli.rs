@@ -9,6 +9,7 @@ use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::rollback;
 use crate::commands::show::Show;
+use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
 
@@ -85,6 +86,8 @@ pub enum Command {
     Psql(Psql),
     /// Wait until a tenant is ready
     Wait(Wait),
+    /// A sweep now, of all tenants or of some
+    Sync(Sync),
     /// What was done to tenants, when and by whom
     Events(Events),
 }
@@ -104,6 +107,7 @@ impl Command {
             Command::Url(_) => "url",
             Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
+            Command::Sync(_) => "sync",
             Command::Events(_) => "events",
         }
     }

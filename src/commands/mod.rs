@@ -15,6 +15,7 @@ pub mod setup;
 pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod sync;
 pub mod url;
 pub mod wait;
 
@@ -27,7 +28,6 @@ use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{Config, Sources, load};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::{MigrationSet, embedded, source};
-use crate::pg::Server;
 use crate::registry::Worker;
 use crate::tasks::Tasks;
 
@@ -98,13 +98,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
-        let set = migration_set(&loaded.config)?;
         if !cli.sweep_once {
+            let set = migration_set(&loaded.config)?;
             return serve::run(sources, loaded, set, log, tasks).await;
         }
-        let config = &loaded.config;
-        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
-        return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
+        let given = Given::new(Arc::new(loaded.config), "sweep", tasks, cli.json)?;
+        return sweep::run(&given, None, &mut out).await;
     };
     let given = Given::new(Arc::new(loaded.config), command.word(), tasks, cli.json)?;
     let status = match &command {
@@ -118,6 +117,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
         Command::Psql(arguments) => psql::run(&given, arguments).await?,
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
+        Command::Sync(arguments) => return sync::run(&given, arguments, &mut out).await,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
     };
     Ok(status.into())

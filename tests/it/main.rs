@@ -46,6 +46,7 @@ mod status;
 mod steps;
 mod sweeping;
 mod sweeping_many;
+mod sync;
 mod templates;
 mod tidy;
 mod url;
