@@ -39,7 +39,7 @@ pub struct Expected {
     /// How many candidates a page has at the most.
     pub page: usize,
     /// Only these tenants; `None`: all.
-    pub only: Option<Filter>,
+    pub only: Option<Box<Filter>>,
 }
 
 impl Expected {
@@ -234,7 +234,7 @@ impl Registry {
             (&expected.waiting, Type::TEXT_ARRAY),
             (&after, Type::TEXT),
         ];
-        let only = expected.only.as_ref().map(Filter::values);
+        let only = expected.only.as_deref().map(Filter::values);
         let parameters: Vec<_> = ours.into_iter().chain(only.iter().flat_map(Values::parameters)).collect();
         self.session()
             .await?

@@ -282,6 +282,6 @@ fn expected(context: &Context, relations: &Relations, run: &Run) -> Expected {
         every: context.config.sweep.every,
         by_hand: run.by_hand,
         page: PAGE_OF_LANE * context.config.sweep.parallel,
-        only: run.only.clone(),
+        only: run.only.clone().map(Box::new),
     }
 }
