@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::create::Create;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
-use crate::commands::rollback;
 use crate::commands::show::Show;
 use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
+use crate::commands::{migrate, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -69,13 +70,19 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
-    /// Write tenants to files, as `pg_dump` does
-    Backup(crate::commands::backup::Backup),
+    /// Bring tenants to the newest migrations: canaries first, then the others in waves
+    Migrate(migrate::Migrate),
+    /// How the newest migrations go through the fleet: show, pause, resume or abort
+    Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make tenants without a signup
+    Create(Create),
     /// The tenants, filtered and sorted
     List(List),
     /// One tenant in full: state, database, last error, migrations, events
@@ -99,9 +106,12 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
-            Command::Backup(_) => "backup",
+            Command::Migrate(_) => "migrate",
+            Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
+            Command::Backup(_) => "backup",
             Command::Config(_) => "config",
+            Command::Create(_) => "create",
             Command::List(_) => "list",
             Command::Show(_) => "show",
             Command::Url(_) => "url",

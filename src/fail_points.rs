@@ -47,6 +47,14 @@ pub enum Point {
     Mended,
     /// Nothing is left to do, and that is not recorded.
     Looked,
+    /// A tenant is held to be rolled back, and nothing was taken back.
+    RollbackBegun,
+    /// One migration was taken back.
+    Undone,
+    /// One statement of a down file without a transaction is done, and not counted.
+    StatementUndone,
+    /// All is taken back, and that is not recorded.
+    RolledBack,
     /// A backup is whole, and no event tells of it.
     BackedUp,
     /// A tenant's database that is to be set aside is closed to connections.
@@ -63,14 +71,6 @@ pub enum Point {
     Filled,
     /// A database under a random name took the place of the tenant's own, which is set aside.
     Exchanged,
-    /// A tenant is held to be rolled back, and nothing was taken back.
-    RollbackBegun,
-    /// One migration was taken back.
-    Undone,
-    /// One statement of a down file without a transaction is done, and not counted.
-    StatementUndone,
-    /// All is taken back, and that is not recorded.
-    RolledBack,
 }
 
 impl Point {
@@ -98,6 +98,10 @@ impl Point {
         Point::TakenBack,
         Point::Mended,
         Point::Looked,
+        Point::RollbackBegun,
+        Point::Undone,
+        Point::StatementUndone,
+        Point::RolledBack,
         Point::BackedUp,
         Point::Shut,
         Point::Dropped,
@@ -106,10 +110,6 @@ impl Point {
         Point::Restored,
         Point::Filled,
         Point::Exchanged,
-        Point::RollbackBegun,
-        Point::Undone,
-        Point::StatementUndone,
-        Point::RolledBack,
     ];
 
     /// The word for it in the variable `TENANTD_FAIL_POINT`.

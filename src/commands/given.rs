@@ -66,6 +66,15 @@ impl Given {
         let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
         Ok(Arc::new(Context::prepare(server, registry, config, set, Supply::default()).await?))
     }
+
+    /// The same for a look alone: nothing is written.
+    ///
+    /// # Errors
+    /// As [`Registry::open`]'s.
+    pub async fn context_to_look(&self) -> Result<Context> {
+        let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
+        Context::look(server, self.registry().await?, config, set).await
+    }
 }
 
 impl Given {

@@ -2,14 +2,17 @@
 
 pub mod backup;
 pub mod config;
+pub mod create;
 pub mod events;
 pub mod given;
 pub mod list;
+pub mod migrate;
 pub mod output;
 pub mod progress;
 pub mod psql;
 pub mod report;
 pub mod rollback;
+pub mod rollout;
 pub mod serve;
 pub mod setup;
 pub mod show;
@@ -109,9 +112,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
-        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
+        Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
+        Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
+        Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Config(_) => unreachable!("answered above"),
+        Command::Create(arguments) => return create::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
         Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,

@@ -6,6 +6,7 @@ mod check;
 pub mod connection;
 mod layers;
 mod load;
+mod names;
 mod problem;
 mod raw;
 mod rollout;

@@ -158,7 +158,9 @@ fn values(connection: &Connection, database: &str, application_name: String) -> 
     if let Some(options) = &connection.options {
         values.push(("PGOPTIONS", options.into()));
     }
-    if let Some(identity) = &connection.tls.identity {
+    // Libpq's own files in the home need not exist.
+    let identity = connection.tls.identity.as_ref();
+    if let Some(identity) = identity.filter(|identity| identity.named || identity.certificate.exists()) {
         values.push(("PGSSLCERT", identity.certificate.clone().into()));
         values.push(("PGSSLKEY", identity.key.clone().into()));
     }

@@ -77,6 +77,22 @@ impl Context {
         Ok(Context { server, registry, config, set, relations, gate, supply })
     }
 
+    /// The same for a look alone: nothing is written, and no rollout is begun.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn look(
+        server: Server,
+        registry: Registry,
+        config: Arc<Config>,
+        set: Arc<MigrationSet>,
+    ) -> Result<Context> {
+        let relations = registry.relate(&set, config.tenant.out_of_order).await?;
+        let gate = Gate::default();
+        gate.set(registry.rollout(&set.id()).await?.as_ref());
+        Ok(Context { server, registry, config, set, relations, gate, supply: Supply::default() })
+    }
+
     /// The set that the claimed tenant is to be brought to: ours, unless it lacks some of that, works without a fault, and is not up yet in the
     /// rollout: then what it has.
     #[must_use]

@@ -2,6 +2,7 @@
 
 mod context;
 mod failure;
+pub mod foresight;
 pub mod fresh;
 pub mod rollback;
 pub mod spare;

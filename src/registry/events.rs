@@ -84,6 +84,17 @@ impl Registry {
         self.execute(sql, parameters, || format!("write down that {what}")).await.map(drop)
     }
 
+    /// Writes the same event for each of `keys`.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn tell_of_each(&self, what: What, keys: &[String], detail: &str) -> Result<()> {
+        let parameters: super::Parameters<'_> =
+            &[(&keys, Type::TEXT_ARRAY), (&what.word(), Type::TEXT), (&self.who, Type::TEXT), (&detail, Type::TEXT)];
+        let sql = "insert into tenantd.event (key, what, who, detail) select key, $2, $3, $4 from unnest($1) key";
+        self.execute(sql, parameters, || format!("write down that {what}")).await.map(drop)
+    }
+
     /// The newest events first, of one tenant or of all, not more than `most`.
     ///
     /// # Errors

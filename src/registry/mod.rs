@@ -10,6 +10,7 @@
 
 mod by_hand;
 pub mod claim;
+mod create;
 pub mod databases;
 pub mod doorbell;
 pub mod events;

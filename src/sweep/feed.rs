@@ -16,6 +16,8 @@ pub(super) enum Pages {
     Needing(Expected, Cut),
     /// Tenants that are up in a rollout: of these sets, and of these keys alone where they are given.
     Behind(Vec<String>, Option<Vec<String>>),
+    /// Tenants that a person named.
+    Named,
 }
 
 /// The tenants of one sweep. Lanes share it and take turns.
@@ -66,6 +68,11 @@ impl Feed {
         Feed { after: Some(String::new()), left: most, ..feed }
     }
 
+    /// Tenants that a person named, up for the newest set whatever a rollout says.
+    pub(super) fn named(context: Arc<Context>, keys: Vec<String>) -> Feed {
+        Feed { keys: keys.into(), ..Feed::empty(context, Pages::Named) }
+    }
+
     fn empty(context: Arc<Context>, pages: Pages) -> Feed {
         Feed {
             page: PAGE_OF_LANE * context.config.sweep.parallel,
@@ -105,7 +112,7 @@ impl Feed {
                 self.keys.drain(..lanes);
                 self.busy += lanes - claims.len();
                 self.left = self.left.map(|left| left - lanes);
-                let advance = matches!(self.pages, Pages::Behind(..));
+                let advance = matches!(self.pages, Pages::Behind(..) | Pages::Named);
                 self.claims.extend(claims.into_iter().map(|claim| Claim { advance, ..claim }));
             } else if let Some(after) = self.after.clone() {
                 let page = self.next_page(&after).await?;
@@ -124,6 +131,7 @@ impl Feed {
                 let most = i64::try_from(self.page).unwrap_or(i64::MAX);
                 in_time(registry.behind_after(behind, keys.as_deref(), after, most)).await
             }
+            Pages::Named => Ok(Vec::new()),
         }
     }
 

@@ -212,6 +212,25 @@ fn asked(context: &Context, run: &Run) -> Expected {
     expected
 }
 
+/// Brings the tenants `keys` to the newest set, whatever a rollout says: a person named them. Otherwise as [`sweep`].
+///
+/// # Errors
+/// The main database cannot be reached, or the migration set is refused as a whole: then no tenant was touched.
+pub async fn migrate_named(
+    context: &Arc<Context>,
+    tasks: &Tasks,
+    run: &Run,
+    keys: Vec<String>,
+    mut tell: impl FnMut(Option<&Ended>, usize, usize),
+) -> Result<Report> {
+    let (began, mut report, all) = (Instant::now(), Report::default(), keys.len());
+    relate(context).await?;
+    let feed = Feed::named(Arc::clone(context), keys);
+    lanes::run(context, tasks, run, feed, all, &mut report, &mut |ended, through| tell(ended, through, all)).await;
+    report.took = began.elapsed();
+    Ok(report)
+}
+
 /// Asks what there is to do: once, as long as nothing is found that changes the question.
 async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<(Start, Expected)> {
     let prefix = &context.config.tenant.prefix;

@@ -60,18 +60,18 @@ fn way(point: Point) -> Option<Way> {
         | Point::TemplateFilled
         | Point::TemplateClosed
         | Point::TemplateComplete => Way::Making,
-        Point::BackedUp
+        Point::RollbackBegun
+        | Point::Undone
+        | Point::StatementUndone
+        | Point::RolledBack
+        | Point::BackedUp
         | Point::Shut
         | Point::Dropped
         | Point::Condemned
         | Point::Purged
         | Point::Restored
         | Point::Filled
-        | Point::Exchanged
-        | Point::RollbackBegun
-        | Point::Undone
-        | Point::StatementUndone
-        | Point::RolledBack => return None,
+        | Point::Exchanged => return None,
     })
 }
 

@@ -13,6 +13,7 @@ mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
+mod create;
 pub mod crowd;
 mod doorbell;
 mod doorbell_faults;
@@ -22,6 +23,7 @@ mod going_back;
 mod harness;
 mod list;
 mod lookup;
+mod migrating;
 pub mod migrations;
 mod notices;
 mod others;

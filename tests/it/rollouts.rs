@@ -11,7 +11,7 @@ use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::until::until;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 const FIRST: (&str, &str) = ("0001_log.sql", "create table log (message text)");
 
