@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::check::Check;
+use crate::commands::create::Create;
 use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
+use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
 use crate::commands::{migrate, new, rollback, rollout};
@@ -101,6 +103,8 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make tenants without a signup
+    Create(Create),
     /// The tenants, filtered and sorted
     List(List),
     /// One tenant in full: state, database, last error, migrations, events
@@ -111,6 +115,8 @@ pub enum Command {
     Psql(Psql),
     /// Wait until a tenant is ready
     Wait(Wait),
+    /// A sweep now, of all tenants or of some
+    Sync(Sync),
     /// What was done to tenants, when and by whom
     Events(Events),
 }
@@ -137,11 +143,13 @@ impl Command {
             Command::Release(_) => "release",
             Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
+            Command::Create(_) => "create",
             Command::List(_) => "list",
             Command::Show(_) => "show",
             Command::Url(_) => "url",
             Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
+            Command::Sync(_) => "sync",
             Command::Events(_) => "events",
         }
     }

@@ -12,6 +12,7 @@
 mod by_hand;
 pub mod check;
 pub mod claim;
+mod create;
 pub mod databases;
 pub mod departure;
 pub mod doctor;

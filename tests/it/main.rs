@@ -14,6 +14,7 @@ mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
+mod create;
 pub mod crowd;
 mod departing;
 mod doctor;
@@ -58,6 +59,7 @@ mod status;
 mod steps;
 mod sweeping;
 mod sweeping_many;
+mod sync;
 mod templates;
 mod tidy;
 mod url;
