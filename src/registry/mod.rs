@@ -10,6 +10,7 @@
 //! of what was done.
 
 mod by_hand;
+pub mod canaries;
 pub mod check;
 pub mod claim;
 mod create;
