@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::adopt::Adopt;
 use crate::commands::check::Check;
 use crate::commands::create::Create;
 use crate::commands::doctor::Doctor;
@@ -82,6 +83,8 @@ pub enum Command {
     New(new::Arguments),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
+    /// Take databases that are there already into the registry, after showing what would be recorded
+    Adopt(Adopt),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -134,6 +137,7 @@ impl Command {
             Command::New(_) => "new",
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
+            Command::Adopt(_) => "adopt",
             Command::Doctor(_) => "doctor",
             Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",

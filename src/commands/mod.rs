@@ -1,5 +1,6 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod adopt;
 pub mod backup;
 pub mod check;
 pub mod config;
@@ -147,6 +148,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Sync(arguments) => return sync::run(&given, arguments, &mut out).await,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::Adopt(arguments) => return adopt::run(&given, arguments, &mut out).await,
         Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
         Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
         Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,

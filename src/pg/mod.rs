@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod indexes;
 mod libpq;
 pub mod migrate;
+pub mod ownership;
 mod password;
 mod pool;
 pub mod quote;

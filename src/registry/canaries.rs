@@ -1,7 +1,8 @@
 //! Whom a rollout reaches: tenants that are behind, and the canaries among them.
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
+use super::lookup::Filter;
 use super::sweep::Candidate;
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};

@@ -9,6 +9,7 @@
 //! [`tenants`] reads them for commands; [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history
 //! of what was done.
 
+pub mod adopt;
 mod by_hand;
 pub mod canaries;
 pub mod check;

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
 use super::events::What;
-use super::lookup::Filter;
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::MigrationSet;

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod adopt;
 mod at_commit;
 mod backing_up;
 mod bounds;
