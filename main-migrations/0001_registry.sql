@@ -51,6 +51,8 @@ create table if not exists tenantd.tenant (
     version bigint,
     migrated_at timestamptz,
     migration_set text,
+    -- The version before the last change of it.
+    migrated_from bigint,
     access text,
     database_oid oid,
     verified_at timestamptz,
@@ -85,6 +87,31 @@ create table if not exists tenantd.migration_set (
     checksum text not null,
     seen_at timestamptz not null default now(),
     primary key (id, position)
+);
+
+-- How a migration set goes through the fleet: canaries, then waves. A set without a row here goes to every tenant that lacks it, and to new ones.
+create table if not exists tenantd.rollout (
+    migration_set text primary key,
+    version bigint not null,
+    state text not null default 'running' check (state in ('running', 'paused', 'aborted', 'done')),
+    -- Why it is paused.
+    why text,
+    -- Whether it is paused since every canary failed, and goes on by itself when one of them succeeds.
+    by_canaries boolean not null default false,
+    -- Those that get it first, and how many tenants were behind when they were chosen.
+    canaries text[],
+    behind bigint,
+    -- Since when new tenants get it: a canary succeeded, or there was nobody to try it on.
+    passed_at timestamptz,
+    -- What the canaries took, in seconds: of one tenant on average, and the longest.
+    seconds double precision,
+    longest double precision,
+    -- Who drives it, and until when unless renewed.
+    leased_by text,
+    leased_until timestamptz,
+    started_at timestamptz not null default now(),
+    started_by text not null,
+    ended_at timestamptz
 );
 
 -- Templates: each holds exactly one migration set, and every tenant's database begins as a clone of one.

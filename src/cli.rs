@@ -4,6 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::events::Events;
+use crate::commands::list::List;
+use crate::commands::psql::Psql;
+use crate::commands::show::Show;
+use crate::commands::url::Url;
+use crate::commands::wait::Wait;
+use crate::commands::{migrate, rollback, rollout};
+
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
 /// Without a command it runs as the daemon: it installs what is missing in the main database, then turns each signup into a database.
@@ -60,6 +68,12 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Bring tenants to the newest migrations: canaries first, then the others in waves
+    Migrate(migrate::Migrate),
+    /// How the newest migrations go through the fleet: show, pause, resume or abort
+    Rollout(rollout::Arguments),
+    /// Take migrations of tenants back by their down files, and hold the tenants there
+    Rollback(rollback::Arguments),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -79,6 +93,18 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The tenants, filtered and sorted
+    List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
+    /// Wait until a tenant is ready
+    Wait(Wait),
+    /// What was done to tenants, when and by whom
+    Events(Events),
 }
 
 impl Command {
@@ -88,6 +114,9 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
+            Command::Migrate(_) => "migrate",
+            Command::Rollout(_) => "rollout",
+            Command::Rollback(_) => "rollback",
             Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",
             Command::Restore(_) => "restore",
@@ -97,6 +126,12 @@ impl Command {
             Command::Release(_) => "release",
             Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
+            Command::List(_) => "list",
+            Command::Show(_) => "show",
+            Command::Url(_) => "url",
+            Command::Psql(_) => "psql",
+            Command::Wait(_) => "wait",
+            Command::Events(_) => "events",
         }
     }
 }

@@ -47,6 +47,14 @@ pub enum Point {
     Mended,
     /// Nothing is left to do, and that is not recorded.
     Looked,
+    /// A tenant is held to be rolled back, and nothing was taken back.
+    RollbackBegun,
+    /// One migration was taken back.
+    Undone,
+    /// One statement of a down file without a transaction is done, and not counted.
+    StatementUndone,
+    /// All is taken back, and that is not recorded.
+    RolledBack,
     /// A backup is whole, and no event tells of it.
     BackedUp,
     /// A tenant's database that is to be set aside is closed to connections.
@@ -67,7 +75,7 @@ pub enum Point {
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 30] = [
+    pub const ALL: [Point; 34] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -90,6 +98,10 @@ impl Point {
         Point::TakenBack,
         Point::Mended,
         Point::Looked,
+        Point::RollbackBegun,
+        Point::Undone,
+        Point::StatementUndone,
+        Point::RolledBack,
         Point::BackedUp,
         Point::Shut,
         Point::Dropped,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::error::{Error, Kind, Result};
 use crate::migrations::MigrationSet;
+use crate::migrations::back::{Target, back};
 use crate::migrations::compare::{Recorded, compare};
 use crate::tenant::State;
 
@@ -77,6 +78,33 @@ pub enum Step {
     Own,
     /// Let it take connections again.
     Open,
+    /// Take these versions back, in this order, so that nothing newer than `to` is left. Only a person asks for it: [`plan_back`].
+    RollBack {
+        /// The newest that stays; 0: none does.
+        to: i64,
+        /// What is taken back, the newest first.
+        versions: Vec<i64>,
+    },
+}
+
+/// How a tenant stands that is to be rolled back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Back {
+    /// Its newest migration; 0: it has none.
+    pub from: i64,
+    /// The newest that stays; 0: none does.
+    pub to: i64,
+    /// What is taken back, the newest first; nothing where it is no newer than that already.
+    pub versions: Vec<i64>,
+}
+
+impl Back {
+    /// The step to take; none when there is nothing to take back.
+    #[must_use]
+    pub fn step(&self) -> Option<Step> {
+        let Back { to, versions, .. } = self;
+        (!versions.is_empty()).then(|| Step::RollBack { to: *to, versions: versions.clone() })
+    }
 }
 
 impl Step {
@@ -93,17 +121,17 @@ impl Step {
             Step::Close => "close",
             Step::Own => "own",
             Step::Open => "open",
+            Step::RollBack { .. } => "roll_back",
         }
     }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |versions: &[i64]| versions.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
         match self {
-            Step::Migrate(versions) => {
-                let versions: Vec<String> = versions.iter().map(i64::to_string).collect();
-                write!(f, "migrate to {}", versions.join(", "))
-            }
+            Step::Migrate(versions) => write!(f, "migrate to {}", list(versions)),
+            Step::RollBack { versions, .. } => write!(f, "roll back {}", list(versions)),
             step => f.write_str(&step.word().replace('_', " ")),
         }
     }
@@ -143,6 +171,25 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
         steps.extend(pending(desired, applied)?);
     }
     Ok(steps)
+}
+
+/// What is to be taken back of a tenant that stands, of what `desired.set` carries.
+///
+/// # Errors
+/// Before anything is touched: what [`plan`] leaves alone, and what cannot be taken back, see [`back`]; [`Kind::Refused`] for a database that
+/// cannot be looked into.
+pub fn plan_back(desired: &Desired<'_>, observed: &Observed, target: Target) -> Result<Back> {
+    let Some(database) = &observed.database else {
+        return Err(Error::new(Kind::Missing, format!("the database {:?} is gone", desired.name)));
+    };
+    refuse_foreign(desired, observed, database)?;
+    let applied = database.applied.as_ref().ok_or_else(|| {
+        Error::new(Kind::Refused, format!("the database {:?} is closed, or not whole", desired.name))
+            .hint("`tenantd --sweep-once` puts it right")
+    })?;
+    let to = target.version(applied);
+    let versions = back(desired.set, applied, to)?.iter().map(|(migration, _)| migration.version).collect();
+    Ok(Back { from: applied.iter().map(|recorded| recorded.entry.version).max().unwrap_or(0), to, versions })
 }
 
 fn absent(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
@@ -200,8 +247,8 @@ mod tests {
 
     use super::*;
     use crate::error::Kind;
-    use crate::migrations::Migration;
     use crate::migrations::tests::migration;
+    use crate::migrations::{Down, Migration, Mode};
 
     fn set(versions: &[i64]) -> MigrationSet {
         let migrations: Vec<Migration> =
@@ -351,9 +398,42 @@ mod tests {
     }
 
     #[test]
+    fn back_is_planned_for_what_is_ours_and_can_be_looked_into() {
+        let mut set = set(&[1, 2, 5]);
+        set = MigrationSet::new("folder", set.migrations().iter().map(with_down).collect()).unwrap();
+        let back = |observed: &Observed, target| plan_back(&desired(&set), observed, target);
+        for (target, to, versions) in [
+            (Target::To(2), 2, vec![5]),
+            (Target::To(0), 0, vec![5, 2, 1]),
+            (Target::To(5), 5, vec![]),
+            (Target::Steps(1), 2, vec![5]),
+            (Target::Steps(9), 0, vec![5, 2, 1]),
+        ] {
+            let planned = back(&ready(&set), target).unwrap();
+            assert_eq!(planned, Back { from: 5, to, versions: versions.clone() }, "{target:?}");
+            assert_eq!(planned.step(), (!versions.is_empty()).then_some(Step::RollBack { to, versions }));
+        }
+        let table = [
+            ("gone", Observed { database: None, ..ready(&set) }, Kind::Missing),
+            ("somebody else's", changed(&set, |_, database| database.ours = false), Kind::Conflict),
+            ("in the place of ours", changed(&set, |_, database| database.oid = 8), Kind::Replaced),
+            ("closed", changed(&set, |_, database| database.applied = None), Kind::Refused),
+        ];
+        for (what, observed, kind) in table {
+            assert_eq!(back(&observed, Target::To(1)).unwrap_err().kind(), kind, "{what}");
+        }
+    }
+
+    fn with_down(migration: &Migration) -> Migration {
+        let down = Down { file: String::new(), sql: String::new(), mode: Mode::Transaction };
+        Migration { down: Some(down), ..migration.clone() }
+    }
+
+    #[test]
     fn steps_read_well() {
         let steps = [Step::Make, Step::Migrate(vec![1, 2]), Step::HandOver];
         assert_eq!(steps.map(|step| step.to_string()), ["make", "migrate to 1, 2", "hand over"]);
+        assert_eq!(Step::RollBack { to: 1, versions: vec![3, 2] }.to_string(), "roll back 3, 2");
         for step in [Step::DropInvalid, Step::TakeBack, Step::Close, Step::Own, Step::Open, Step::Grant] {
             assert_eq!(step.to_string(), step.word().replace('_', " "));
         }
@@ -376,6 +456,7 @@ mod tests {
             Step::Close => database.public = false,
             Step::Own => database.owner = desired.owner.to_owned(),
             Step::Open => (database.open, database.applied) = (true, Some(applied(&set(&[1])))),
+            Step::RollBack { .. } => unreachable!("nobody asked for it"),
         }
     }
 

@@ -43,19 +43,24 @@ impl Wanted {
         templates.iter().find(|template| template.serves() && self.is_for(template))
     }
 
-    /// Whether new tenants get our migrations, or newer ones.
+    /// Whether nothing has to be built: there is a template of our set, or of a newer one.
     #[must_use]
-    pub fn is_up_to_date(&self, templates: &[Template]) -> bool {
-        let serving = self.serving(templates);
-        serving.is_some_and(|serving| self.is_for(serving) || self.newer.contains(&serving.migration_set))
+    pub fn is_built(&self, templates: &[Template]) -> bool {
+        let newer = |template: &Template| template.serves() && self.newer.contains(&template.migration_set);
+        self.current(templates).is_some() || templates.iter().any(newer)
     }
 
-    /// The template that clones are made of now: that of a newer set, ours, or the last good one.
+    /// The template that clones are made of now: that of a newer set, ours, or the last good one. A set whose canaries have not passed yet comes
+    /// last.
     #[must_use]
     pub fn serving<'a>(&self, templates: &'a [Template]) -> Option<&'a Template> {
-        let mut serving = templates.iter().filter(|template| template.serves());
-        let newer = serving.clone().find(|template| self.newer.contains(&template.migration_set));
-        newer.or_else(|| self.current(templates)).or_else(|| serving.next())
+        let serving = templates.iter().filter(|template| template.serves());
+        let of = |open: bool| {
+            let mut serving = serving.clone().filter(move |template| template.open == open);
+            let newer = serving.clone().find(|template| self.newer.contains(&template.migration_set));
+            newer.or_else(|| serving.clone().find(|template| self.is_for(template))).or_else(|| serving.next())
+        };
+        of(true).or_else(|| of(false))
     }
 
     /// The template that is under construction for this set.
@@ -69,7 +74,10 @@ impl Wanted {
     pub fn unneeded<'a>(&self, templates: &'a [Template]) -> Option<&'a Template> {
         // One whose making was begun anew under another name holds nothing that could serve.
         let abandoned = |template: &&Template| template.retired && template.completed.is_none();
-        let Some(ours) = self.current(templates) else { return templates.iter().find(abandoned) };
+        // Until the canaries of ours have passed, the last good one serves.
+        let Some(ours) = self.current(templates).filter(|ours| ours.open) else {
+            return templates.iter().find(abandoned);
+        };
         let since = ours.completed.unwrap_or_default() + OUT_OF_USE;
         let out_of_use = |template: &Template| {
             let old = template.completed.is_some_and(|completed| completed > since);
@@ -211,6 +219,7 @@ mod tests {
             shape: "shape".to_owned(),
             bytes: 7_000_000,
             completed: Some(Duration::from_mins(1)),
+            open: true,
             retired: false,
             whole: true,
             there: true,
@@ -302,6 +311,17 @@ mod tests {
         assert_eq!(told(&diverged, &at_hand("ours", &["a", "b"]), 2), "nothing", "another may carry it");
         let long_ago = Template { completed: Some(Duration::from_hours(25)), ..template("diverged") };
         assert_eq!(told(&[template("ours"), long_ago], &at_hand("ours", &["a", "b"]), 2), "drop diverged");
+    }
+
+    #[test]
+    fn a_set_whose_canaries_have_not_passed_waits() {
+        let closed = Template { open: false, ..template("ours") };
+        let both = [closed.clone(), template("behind")];
+        assert_eq!(wanted().serving(&both).unwrap().name, "behind", "the last good one");
+        assert_eq!(told(&both, &at_hand("behind", &["a"]), 2), "make of behind");
+        assert_eq!(told(&both, &at_hand("behind", &["a", "b"]), 2), "nothing", "and is kept");
+        assert!(wanted().is_built(&both));
+        assert_eq!(wanted().serving(&[closed]).unwrap().name, "ours", "better than none");
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Sweeper {
                 Err(error) if error.kind() == Kind::Drift => self.conditions.set(MIGRATION_SET, error.chain()),
                 Err(error) => {
                     failures += 1;
-                    if failures == 1 {
+                    // A daemon that ends closes its connections under whoever still uses them.
+                    if failures == 1 && !self.stop.is_cancelled() {
                         tracing::warn!(
                             error = error.chain(),
                             hint = error.advice(),

@@ -61,8 +61,8 @@ pub(crate) async fn measure(size: Size) -> Results {
     let mut application = stage.application().await;
     let bare = Bare::new(&stage).await;
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for _ in 0..size.pick(5, 10) {
-        let (waits, created) = round(&stage, &mut application, &bare, size.pick(8, 20)).await;
+    for _ in 0..size.pick(3, 10) {
+        let (waits, created) = round(&stage, &mut application, &bare, size.pick(6, 20)).await;
         ours.round(waits);
         theirs.round(created);
     }

@@ -157,7 +157,7 @@ pub(crate) async fn measure(size: Size) -> Results {
     let stage = Stage::on(&server).await;
     let mut parts = Parts::default();
     stage.database.tenantd().await.batch_execute("create database floor").await.expect("create a database");
-    let (door, rounds) = (Door::new(&server, server.address()), size.pick(60, 200));
+    let (door, rounds) = (Door::new(&server, server.address()), size.pick(30, 200));
     for round in 0..=rounds {
         let mut taken = once(&door).await;
         taken.extend(other_ways(&door, server.directory()).await);

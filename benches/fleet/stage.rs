@@ -129,6 +129,14 @@ impl Stage {
         self.count_reaches(&format!("{number} tenants ready"), count, number).await;
     }
 
+    /// Waits until the pool holds so many spares, which are made without fsync, and until they are on disk.
+    pub(crate) async fn pool(&self, number: usize) {
+        self.fsync("off").await;
+        self.spares(number).await;
+        self.fsync("on").await;
+        self.admin.batch_execute("checkpoint").await.expect("write everything");
+    }
+
     /// Waits until the pool holds so many spares.
     pub(crate) async fn spares(&self, number: usize) {
         let count = "select count(*) from tenantd.spares_at_hand";

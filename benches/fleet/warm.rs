@@ -34,7 +34,7 @@ async fn one_by_one(size: Size) -> Vec<Measure> {
     let mut application = stage.application().await;
     let mut worker = Worker::start(&Stage::on(stage.database.server()).await.database).await;
     let (mut ours, mut heard, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
-    let (rounds, signups) = size.pick((5, 12), (10, 30));
+    let (rounds, signups) = size.pick((3, 12), (10, 30));
     for _ in 0..rounds {
         let (mut keys, mut hearing) = (Vec::new(), Vec::new());
         stage.spares(SPARES * 3 / 4).await;
@@ -47,7 +47,7 @@ async fn one_by_one(size: Size) -> Vec<Measure> {
         ours.round(stage.waits(&keys).await);
         heard.round(hearing);
         let mut waits = Vec::new();
-        for _ in 0..size.pick(5, 10) {
+        for _ in 0..size.pick(3, 10) {
             waits.push(worker.sign_up().await);
         }
         theirs.round(waits);
@@ -75,14 +75,13 @@ fn pause() -> Duration {
 async fn at_once(size: Size) -> Vec<Measure> {
     let stage = Stage::set().await;
     let daemon = stage.daemon(&stage.with_spares(CROWD + BEFORE, CROWD + BEFORE)).await;
-    stage.spares(CROWD + BEFORE).await;
+    stage.pool(CROWD + BEFORE).await;
     stage.sign_up(BEFORE).await;
     stage.ready(BEFORE).await;
     let mut ours = Samples::default();
     for round in 1..=size.pick(1, 5) {
-        stage.spares(CROWD).await;
         // The making of the pool is over; the making of the next begins with the signups.
-        stage.admin.batch_execute("checkpoint").await.expect("write everything");
+        stage.pool(CROWD).await;
         let keys = stage.sign_up(CROWD).await;
         stage.ready(BEFORE + CROWD * round).await;
         ours.add(stage.waits(&keys).await.into_iter().fold(0.0, f64::max));

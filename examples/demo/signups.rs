@@ -166,7 +166,7 @@ async fn conflict(stage: &mut Stage, user: &User, foreign: &str) {
 pub(crate) async fn while_locked(stage: &mut Stage, figures: &mut Figures) -> Vec<User> {
     stage.page.heading("One user signs up while the registry is locked");
     let admin = stage.database.superuser().await;
-    let lock = "begin; lock table tenantd.tenant, tenantd.signup in access exclusive mode";
+    let lock = "begin; lock table tenantd.signup, tenantd.tenant in access exclusive mode";
     admin.batch_execute(lock).await.expect("lock the registry");
     stage.app.so_far();
     let user = stage.sign_up(&["sam"]).await.remove(0);

@@ -73,9 +73,9 @@ mod tests {
 
     fn loaded() -> Loaded {
         let mut sources = Sources::of([
-            ("TENANTD_MAIN__URL", "postgresql://app:canary@h/d"),
+            ("TENANTD_MAIN__URL", "postgresql://app:swordfish@h/d"),
             ("TENANTD_TENANT__USE", "app"),
-            ("PGPASSWORD", "canary"),
+            ("PGPASSWORD", "swordfish"),
         ]);
         sources.default_file = "/nowhere/tenantd.toml".into();
         load(&sources).unwrap()
@@ -94,7 +94,7 @@ mod tests {
         assert!(line("tenant.use = [\"app\"] ").ends_with("# variable TENANTD_TENANT__USE"), "{shown}");
         assert!(line("work.lease = \"30s\" ").ends_with("# built-in"), "{shown}");
         assert!(line("# tenant.owner ").ends_with("# unset"), "{shown}");
-        assert!(!shown.contains("canary"), "{shown}");
+        assert!(!shown.contains("swordfish"), "{shown}");
         let read_back: toml::Table = shown.parse().unwrap();
         assert_eq!(read_back["work"]["parallel"].as_integer(), Some(4));
     }

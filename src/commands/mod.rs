@@ -3,19 +3,28 @@
 pub mod backup;
 pub mod config;
 pub mod drop;
+pub mod events;
 pub mod given;
 pub mod hold;
+pub mod list;
+pub mod migrate;
 pub mod output;
 pub mod progress;
+pub mod psql;
 pub mod release_lock;
 pub mod report;
 pub mod reset;
 pub mod restore;
 pub mod retry;
+pub mod rollback;
+pub mod rollout;
 pub mod serve;
 pub mod setup;
+pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod url;
+pub mod wait;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -65,13 +74,18 @@ impl From<&Error> for ExitStatus {
 /// Prints a failure with what to do about it, and gives its exit code.
 #[must_use]
 pub fn failed(error: &Error) -> ExitCode {
+    tell_failure(error);
+    ExitStatus::from(error).into()
+}
+
+/// Prints a failure with what to do about it.
+fn tell_failure(error: &Error) {
     let mut talk = format!("tenantd: {}\n", error.chain());
     if let Some(advice) = error.advice() {
         talk.push_str(&format!("hint: {advice}\n"));
     }
     // Nobody is left to tell when stderr is gone.
     let _ = output::text(&mut std::io::stderr(), &talk);
-    ExitStatus::from(error).into()
 }
 
 /// Carries out what the command line asks for.
@@ -104,6 +118,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
         Command::Status => status::run(&given, &mut out).await?,
+        Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
+        Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
+        Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
         Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
         Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
@@ -113,6 +130,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
         Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
         Command::Config(_) => unreachable!("answered above"),
+        Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
+        Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
+        Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
+        Command::Psql(arguments) => psql::run(&given, arguments).await?,
+        Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
+        Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
     };
     Ok(status.into())
 }

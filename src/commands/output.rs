@@ -20,11 +20,17 @@ pub const WIDTH: usize = 100;
 /// # Errors
 /// The text could not be written.
 pub fn text(out: &mut impl Write, text: &str) -> Result<()> {
+    more(out, text).map(drop)
+}
+
+/// Writes text of which there is more to come. Returns whether anybody reads it.
+///
+/// # Errors
+/// The text could not be written.
+pub fn more(out: &mut impl Write, text: &str) -> Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Other, "write the output").because(error))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).map_err(|error| Error::new(Kind::Other, "write the output").because(error)),
     }
 }
 

@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::provision::Outcome;
 
 /// No colours; what does not fit the terminal is cut off.
-const TEMPLATE: &str = "sweep [{bar:40}] {pos} of {len}{msg}, {eta} to go";
+const TEMPLATE: &str = "{prefix} [{bar:40}] {pos} of {len}{msg}, {eta} to go";
 
-/// The bar of one sweep. It appears with the first tenant that ended and leaves nothing behind.
+/// The bar of one sweep, or of another command that goes from tenant to tenant. It appears with the first tenant that ended and leaves nothing behind.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
@@ -17,10 +17,18 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar that is drawn on stderr if that is a terminal, and never otherwise.
+    /// A sweep's bar, drawn on stderr if that is a terminal, and never otherwise.
     #[must_use]
     pub fn new() -> Self {
-        Self::drawn_on(ProgressDrawTarget::stderr())
+        Self::of("sweep")
+    }
+
+    /// The same for the command called `word`.
+    #[must_use]
+    pub fn of(word: &'static str) -> Self {
+        let bar = Self::drawn_on(ProgressDrawTarget::stderr());
+        bar.bar.set_prefix(word);
+        bar
     }
 
     fn drawn_on(target: ProgressDrawTarget) -> Self {
@@ -31,7 +39,12 @@ impl Bar {
 
     /// Takes what [`sweep`](crate::sweep::sweep) tells of one tenant: how it ended, how many have, and how many were chosen.
     pub fn ended(&self, outcome: Option<&Outcome>, ended: usize, chosen: usize) {
-        if matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Server(_))) {
+        self.count(matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Server(_))), ended, chosen);
+    }
+
+    /// Takes that one more tenant came to its end: whether it failed, how many have, and how many were chosen.
+    pub fn count(&self, failed: bool, ended: usize, chosen: usize) {
+        if failed {
             let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
             self.bar.set_message(format!(", {failed} failed"));
         }

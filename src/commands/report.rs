@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{ExitStatus, output};
 use crate::error::{Error, Result};
-use crate::sweep::{Failed, Report};
+use crate::registry::rollouts::RolloutState;
+use crate::sweep::{Failed, Report, Waiting};
 
 /// Writes what a sweep did: the tenants that failed, the first hundred of them with why, then the totals; or one object.
 ///
@@ -56,6 +57,12 @@ fn object(report: &Report) -> Value {
         "users_without_tenant": report.requested,
         "users_unread": report.unread.as_ref().map(output::error),
         "template_failure": report.template.as_ref().map(output::error),
+        "rollout": report.rollout.as_ref().map(|rollout| json!({
+            "state": rollout.state.word(),
+            "version": rollout.version,
+            "waiting": rollout.tenants,
+            "why": rollout.why,
+        })),
         "server_failure": report.server.as_ref().map(output::error),
         "duration_seconds": report.took.as_secs_f64(),
     })
@@ -63,8 +70,9 @@ fn object(report: &Report) -> Value {
 
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
+    let gone = report.purged + report.departed;
     let idle =
-        report.chosen == 0 && report.requested == 0 && report.strays == 0 && report.purged + report.departed == 0;
+        report.rollout.is_none() && report.chosen == 0 && report.requested == 0 && report.strays == 0 && gone == 0;
     if idle && report.is_clean() {
         return format!("nothing to do: every tenant is as it should be ({took})\n");
     }
@@ -142,6 +150,16 @@ fn besides(report: &Report) -> String {
             format!("no tenant was made of the newest migrations, for want of their template: {}", in_full(error)),
         );
     }
+    if let Some(Waiting { state, version, tenants, why }) = &report.rollout {
+        let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
+        let waiting = output::counted(*tenants, "tenant");
+        tell(true, format!("the rollout to version {version} is {state}{why}; {waiting} wait for it"));
+        tell(
+            *state == RolloutState::Paused,
+            "    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up"
+                .to_owned(),
+        );
+    }
     if let Some(error) = &report.server {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
@@ -150,7 +168,7 @@ fn besides(report: &Report) -> String {
 }
 
 /// The whole chain with its SQLSTATE; further lines of it, and the advice, stand below, indented.
-fn in_full(error: &Error) -> String {
+pub(super) fn in_full(error: &Error) -> String {
     let chain = error.chain();
     let mut lines: Vec<String> = chain.lines().map(|line| output::line(line.trim())).collect();
     if let Some(code) = error.code().filter(|code| !chain.contains(&format!("SQLSTATE {code}"))) {
@@ -206,6 +224,12 @@ mod tests {
             undropped: Vec::new(),
             server: None,
             unreached: 0,
+            rollout: Some(Waiting {
+                state: RolloutState::Paused,
+                version: 7,
+                tenants: 12,
+                why: Some("every canary failed (a)".to_owned()),
+            }),
             took: Duration::from_millis(1234),
         }
     }
@@ -234,6 +258,8 @@ swept in 1.2 s: 9 chosen, 5 ready (1 made, 3 migrated), 3 failed (1 of them park
 1 tenant left alone with migrations that this tenantd does not carry: run the tenantd that carries them
 2 tenants held back by tenant.max or tenant.max_per_hour: `tenantd status` says which
 1 half-made database dropped
+the rollout to version 7 is paused: every canary failed (a); 12 tenants wait for it
+    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up
 ";
         assert_eq!(shown(&failing()), (expected.to_owned(), ExitStatus::Findings));
     }

@@ -22,7 +22,7 @@ use crate::sweep::{Run, sweep};
 use crate::tasks::Tasks;
 
 /// How long the last notices may take; they are hints, and a stuck NOTIFY must not keep a sweep from its end.
-const LAST_NOTICES: Duration = Duration::from_secs(5);
+pub(super) const LAST_NOTICES: Duration = Duration::from_secs(5);
 
 /// Installs what is missing, sweeps once, and reports. A first SIGINT or SIGTERM ends it after the tenants in hand, a second at once.
 ///

@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use super::connection::Parts;
 use super::layers::Merged;
+use super::names::{name, prefix, table};
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
+use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Signup, Spares, Strategy, Sweep,
-    Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Rollout, Signup, Spares, Strategy,
+    Sweep, Tenant, Work,
 };
-use crate::tenant::MAX_IDENTIFIER_BYTES;
 
-/// A uuid as Postgres prints it, which follows the prefix in a tenant's name.
-const UUID_BYTES: usize = 36;
 /// Longer ones are slips of the pen, and would overflow sums of times.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Backups may be kept for as long as the law asks for.
@@ -72,13 +71,14 @@ pub(super) fn check(
         parallel: check.parallel("sweep.parallel", raw.sweep.parallel),
         verify_every: check.duration("sweep.verify_every", &raw.sweep.verify_every, Duration::from_secs(1)),
     };
+    let rollout = check.rollout(&raw.rollout);
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main = check.main(&raw.main, variables);
     match main {
         Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, retry, http, log }, used))
+            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log }, used))
         }
         _ => Err(check.problems),
     }
@@ -193,6 +193,13 @@ impl Check<'_> {
             max: raw.max,
             max_per_hour: raw.max_per_hour,
         }
+    }
+
+    fn rollout(&mut self, raw: &raw::Rollout) -> Rollout {
+        rollout(raw.canary, &raw.waves, &raw.max_failures).unwrap_or_else(|(key, reason)| {
+            self.refuse(key, reason);
+            Rollout { canary: 0, waves: Vec::new(), max_failures: Share::Number(0) }
+        })
     }
 
     fn retry(&mut self, raw: &raw::Retry) -> Retry {
@@ -329,114 +336,4 @@ impl Check<'_> {
 fn not_among(written: &str, words: &[&str]) -> String {
     let meant = nearest_word(written, words).map(|word| format!("; did you mean {word:?}?")).unwrap_or_default();
     format!("{written:?} is none of {}{meant}", words.join(", "))
-}
-
-/// A name as the catalogue has it, capitals included. Quotes around it are taken off as SQL does.
-fn name(written: &str) -> Result<String, String> {
-    let (name, rest) = name_and_rest(written, &[])?;
-    if rest.is_empty() { Ok(name) } else { Err(format!("{written:?} is not one name")) }
-}
-
-/// `table` or `schema.table`; a name that holds a dot needs quotes.
-fn table(written: &str) -> Result<(String, String), String> {
-    let (first, rest) = name_and_rest(written, &['.'])?;
-    match rest.strip_prefix('.') {
-        None if rest.is_empty() => Ok(("public".into(), first)),
-        Some(rest) => match name_and_rest(rest, &['.'])? {
-            (second, "") => Ok((first, second)),
-            _ => Err(format!("{written:?} has more parts than schema.table; a name that holds a dot needs quotes")),
-        },
-        None => Err(format!("{written:?} is neither \"table\" nor \"schema.table\"")),
-    }
-}
-
-/// The first name of `text`, and what follows it.
-fn name_and_rest<'a>(text: &'a str, ends: &[char]) -> Result<(String, &'a str), String> {
-    let (name, rest) = if let Some(quoted) = text.strip_prefix('"') {
-        let mut name = String::new();
-        let mut rest = quoted;
-        loop {
-            let Some((before, after)) = rest.split_once('"') else {
-                return Err(format!("{text:?} has a quote that is not closed"));
-            };
-            name.push_str(before);
-            match after.strip_prefix('"') {
-                Some(after) => {
-                    name.push('"');
-                    rest = after;
-                }
-                None => break (name, after),
-            }
-        }
-    } else {
-        let end = text.find(ends).unwrap_or(text.len());
-        (text[..end].to_owned(), &text[end..])
-    };
-    if name.is_empty() || name.chars().any(char::is_control) {
-        return Err(format!("{text:?} is no name: it is empty or holds control characters"));
-    }
-    if name.len() > MAX_IDENTIFIER_BYTES {
-        return Err(format!("{name:?} is too long: Postgres cuts names off at {MAX_IDENTIFIER_BYTES} bytes"));
-    }
-    Ok((name, rest))
-}
-
-/// Nothing but what needs no quotes anywhere, and no name of our own spares.
-fn prefix(written: &str) -> Result<(), String> {
-    let most = MAX_IDENTIFIER_BYTES - UUID_BYTES;
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    if !written.starts_with(|c: char| c.is_ascii_lowercase()) || !written.chars().all(plain) {
-        Err(format!("{written:?} must begin with a letter and have only a-z, 0-9 and _"))
-    } else if written.starts_with("tenantd_") {
-        Err(format!("{written:?} must not begin with \"tenantd_\": so do the names of databases in the making"))
-    } else if written.len() > most {
-        Err(format!(
-            "{written:?} is too long: with the uuid it must fit into {MAX_IDENTIFIER_BYTES} bytes, so at most {most}"
-        ))
-    } else {
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_read_with_and_without_schema_and_quotes() {
-        for (written, schema, name) in [
-            ("users", "public", "users"),
-            ("app.accounts", "app", "accounts"),
-            ("public.User", "public", "User"),
-            ("\"My Schema\".\"Users\"", "My Schema", "Users"),
-            ("\"a.b\"", "public", "a.b"),
-            ("app.\"say \"\"hi\"\"\"", "app", "say \"hi\""),
-        ] {
-            assert_eq!(table(written), Ok((schema.to_owned(), name.to_owned())), "{written}");
-        }
-        for written in ["", ".", "a.", ".b", "a.b.c", "\"a", "\"a\"b", "\"\"", "a.\nb", &"x".repeat(64)] {
-            assert!(table(written).is_err(), "{written}");
-        }
-    }
-
-    #[test]
-    fn names_are_exact() {
-        assert_eq!(name("my-app"), Ok("my-app".into()));
-        assert_eq!(name("\"userId\""), Ok("userId".into()));
-        assert_eq!(name("a.b"), Ok("a.b".into()));
-        assert!(name("\"a\"b").is_err());
-        assert!(name("").is_err());
-    }
-
-    #[test]
-    fn a_prefix_leaves_room_for_the_uuid() {
-        for good in ["tenant_", "t", "a2_", &"a".repeat(27)] {
-            assert_eq!(prefix(good), Ok(()), "{good}");
-        }
-        for bad in ["", "_a", "2a", "Tenant_", "tenant-", "tenantd_x", "täglich", "a\"b", &"a".repeat(28)] {
-            assert!(prefix(bad).is_err(), "{bad}");
-        }
-        let longest = crate::tenant::database_name(&"a".repeat(27), "123e4567-e89b-12d3-a456-426614174000");
-        assert_eq!(longest.unwrap().len(), MAX_IDENTIFIER_BYTES);
-    }
 }

@@ -316,9 +316,9 @@ mod tests {
         );
         let config = from.load().unwrap().config;
         assert_eq!((config.work.parallel, config.tenant.owner.as_deref()), (7, Some("we $HOME")));
-        let refusal = Place::new().env_file("A=1\nDATABASE_URL=postgres://u:canary'x\n").refusal();
+        let refusal = Place::new().env_file("A=1\nDATABASE_URL=postgres://u:swordfish'x\n").refusal();
         assert!(refusal.contains("--env-file (DIR/.env, line 2)"), "{refusal}");
-        assert!(!refusal.contains("canary"), "{refusal}");
+        assert!(!refusal.contains("swordfish"), "{refusal}");
     }
 
     #[test]
@@ -416,16 +416,16 @@ mod tests {
 
     #[test]
     fn no_secret_is_shown_anywhere() {
-        let url = "postgresql://app:canary@h/d?password=canary&sslmode=verify-full";
+        let url = "postgresql://app:swordfish@h/d?password=swordfish&sslmode=verify-full";
         let in_url = Place::new().variable("TENANTD_MAIN__URL", url);
         assert_eq!(in_url.setting("main.url").0, "postgresql://app:***@h/d?password=***&sslmode=verify-full");
-        let in_command = Place::new().variable("TENANTD_MAIN__PASSWORD_COMMAND", "echo canary");
+        let in_command = Place::new().variable("TENANTD_MAIN__PASSWORD_COMMAND", "echo swordfish");
         assert_eq!(in_command.setting("main.password_command").0, "***");
-        let in_variable = Place::new().variable("PGPASSWORD", "canary");
+        let in_variable = Place::new().variable("PGPASSWORD", "swordfish");
         for from in [in_url, in_command, in_variable] {
             let loaded = from.load().unwrap();
-            assert!(!format!("{loaded:?}").contains("canary"), "{loaded:?}");
-            assert!(!format!("{:?}", Sources::of(from.variables.clone())).contains("canary"));
+            assert!(!format!("{loaded:?}").contains("swordfish"), "{loaded:?}");
+            assert!(!format!("{:?}", Sources::of(from.variables.clone())).contains("swordfish"));
         }
     }
 
@@ -439,15 +439,15 @@ mod tests {
     #[test]
     fn no_secret_is_told_by_a_refusal() {
         for file in [
-            "main = \"postgresql://u:canary@h/d\"",
-            "[main]\nurl = \"postgresql://u:canary@h/d",
-            "[main]\nurl = [\"postgresql://u:canary@h/d\"]",
-            "[main]\nconnect_timeout = [\"canary\"]",
-            "[main]\npasswort = \"canary\"",
-            "[main]\nurl = \"nothing://u:canary@h/d\"",
+            "main = \"postgresql://u:swordfish@h/d\"",
+            "[main]\nurl = \"postgresql://u:swordfish@h/d",
+            "[main]\nurl = [\"postgresql://u:swordfish@h/d\"]",
+            "[main]\nconnect_timeout = [\"swordfish\"]",
+            "[main]\npasswort = \"swordfish\"",
+            "[main]\nurl = \"nothing://u:swordfish@h/d\"",
         ] {
             let refusal = Place::new().file(file).refusal();
-            assert!(!refusal.contains("canary"), "{refusal}");
+            assert!(!refusal.contains("swordfish"), "{refusal}");
         }
     }
 

@@ -6,8 +6,10 @@ mod check;
 pub mod connection;
 mod layers;
 mod load;
+mod names;
 mod problem;
 mod raw;
+mod rollout;
 mod sources;
 
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 pub use connection::Connection;
 pub use load::{Loaded, Setting, load};
+pub use rollout::{Rollout, Share};
 pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, user_name};
 
 /// Every setting, checked.
@@ -37,6 +40,8 @@ pub struct Config {
     pub work: Work,
     /// `[sweep]`
     pub sweep: Sweep,
+    /// `[rollout]`
+    pub rollout: Rollout,
     /// `[retry]`
     pub retry: Retry,
     /// `[http]`: where to listen; `None` for nowhere.

@@ -24,6 +24,7 @@ pub(super) struct Raw {
     pub(super) drop: Drop,
     pub(super) work: Work,
     pub(super) sweep: Sweep,
+    pub(super) rollout: Rollout,
     pub(super) retry: Retry,
     pub(super) http: Http,
     pub(super) log: Log,
@@ -199,6 +200,20 @@ pub(super) struct Sweep {
 impl Default for Sweep {
     fn default() -> Self {
         Sweep { every: Interval::built_in("5m"), parallel: 8, verify_every: Interval::built_in("24h") }
+    }
+}
+
+#[derive(Serialize, DeserializeDerive)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rollout {
+    pub(super) canary: u32,
+    pub(super) waves: Vec<String>,
+    pub(super) max_failures: String,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout { canary: 3, waves: vec!["10%".into(), "100%".into()], max_failures: "2%".into() }
     }
 }
 

@@ -180,6 +180,16 @@ impl<'a> DatabaseIsolation<'a> {
         Ok(())
     }
 
+    async fn roll_back(&mut self, claim: &Claim, desired: &Desired<'_>, to: i64) -> Result<()> {
+        let (server, application_name) = (self.server, format!("tenantd:{}", claim.key));
+        let executor = executor(desired.set, self.settings, &self.registry.worker);
+        self.history = None;
+        let session = self.session(claim, desired.name).await?;
+        executor.roll_back(session, to, || server.connect_again(desired.name, &application_name)).await?;
+        reach(Point::RolledBack);
+        Ok(())
+    }
+
     /// Names the database in the making. A spare that somebody is in costs a bounded wait; then another is tried, at last one made on demand.
     async fn hand_over(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         for _ in 0..SPARES_TRIED {
@@ -254,6 +264,7 @@ impl Isolation for DatabaseIsolation<'_> {
             Step::Make => self.make(claim, desired).await,
             Step::Grant => self.grant(claim, desired).await,
             Step::Migrate(_) => self.migrate(claim, desired).await,
+            Step::RollBack { to, .. } => self.roll_back(claim, desired, *to).await,
             Step::HandOver => self.hand_over(claim, desired).await,
             Step::DropInvalid => self.drop_invalid(claim, desired).await,
             Step::TakeBack => self.registry.take_back(claim, desired.name).await,

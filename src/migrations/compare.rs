@@ -13,11 +13,13 @@ pub struct Recorded {
     pub entry: Entry,
     /// False for a migration without a transaction that was begun and has not come to its end.
     pub finished: bool,
+    /// Whether taking it back, without a transaction, was begun and has not come to its end.
+    pub half_undone: bool,
 }
 
 impl From<Entry> for Recorded {
     fn from(entry: Entry) -> Self {
-        Recorded { entry, finished: true }
+        Recorded { entry, finished: true, half_undone: false }
     }
 }
 
@@ -73,6 +75,8 @@ pub enum Finding {
         /// The file name that would mend it; `None` when no higher version is left.
         suggestion: Option<String>,
     },
+    /// Taking it back was begun and has not come to its end.
+    HalfUndone(Entry),
 }
 
 impl fmt::Display for Finding {
@@ -101,6 +105,9 @@ impl fmt::Display for Finding {
                     None => f.write_str(": set tenant.out_of_order = true."),
                 }
             }
+            Finding::HalfUndone(Entry { version, name, .. }) => {
+                write!(f, "Taking migration {version} \"{name}\" back was begun and has not come to its end.")
+            }
         }
     }
 }
@@ -125,9 +132,14 @@ impl<'a> Verdict<'a> {
                 Err(Error::new(Kind::Newer, message).hint("run the tenantd that carries them"))
             }
             Verdict::Diverged(findings) => {
+                let half_undone = findings.iter().any(|finding| matches!(finding, Finding::HalfUndone(_)));
                 let findings: Vec<_> = findings.iter().map(Finding::to_string).collect();
-                Err(Error::new(Kind::Drift, findings.join(" "))
-                    .hint("put the files back as they were applied, and make each change a new migration"))
+                let hint = if half_undone {
+                    "`tenantd rollback` goes on where it stood"
+                } else {
+                    "put the files back as they were applied, and make each change a new migration"
+                };
+                Err(Error::new(Kind::Drift, findings.join(" ")).hint(hint))
             }
         }
     }
@@ -149,6 +161,7 @@ pub fn compare<'a>(ours: &'a MigrationSet, theirs: &[Recorded], out_of_order: bo
     for migration in ours.migrations() {
         if let Some(recorded) = by_version.get(&migration.version) {
             findings.extend(difference(migration, &recorded.entry));
+            findings.extend(recorded.half_undone.then(|| Finding::HalfUndone(recorded.entry.clone())));
             if !recorded.finished {
                 pending.push(migration);
             }
@@ -184,7 +197,7 @@ pub fn compare<'a>(ours: &'a MigrationSet, theirs: &[Recorded], out_of_order: bo
     }
 }
 
-fn difference(ours: &Migration, theirs: &Entry) -> Option<Finding> {
+pub(super) fn difference(ours: &Migration, theirs: &Entry) -> Option<Finding> {
     let (file, version) = (ours.file.clone(), ours.version);
     if ours.checksum != theirs.checksum {
         Some(Finding::Changed { file, version, ours: ours.checksum.clone(), theirs: theirs.checksum.clone() })
@@ -231,7 +244,7 @@ mod tests {
                 findings
                     .iter()
                     .map(|finding| match finding {
-                        Finding::Vanished { entry, .. } => -entry.version,
+                        Finding::Vanished { entry, .. } | Finding::HalfUndone(entry) => -entry.version,
                         Finding::OutOfOrder { file, .. } => file[7..11].parse().unwrap(),
                         Finding::Changed { version, .. } | Finding::Renamed { version, .. } => *version,
                     })
@@ -308,6 +321,16 @@ mod tests {
         assert_eq!(versions, [2, 3]);
         theirs[1].entry.checksum = "x".to_owned();
         assert!(matches!(compare(&ours, &theirs, true), Verdict::Diverged(_)));
+    }
+
+    #[test]
+    fn a_half_undone_one_is_nothing_to_apply() {
+        let ours = set(&[1, 2, 3]);
+        let mut theirs = applied(&[1, 2]);
+        theirs[1].half_undone = true;
+        let error = compare(&ours, &theirs, false).pending().unwrap_err();
+        assert_eq!(error.to_string(), "Taking migration 2 \"m2\" back was begun and has not come to its end.");
+        assert_eq!(error.advice(), Some("`tenantd rollback` goes on where it stood"));
     }
 
     #[test]

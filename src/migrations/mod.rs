@@ -1,6 +1,7 @@
 //! Migrations as they are on disk or in the binary, and what follows from comparing them with what was applied. All pure, but for
 //! `source`, which reads a folder.
 
+pub mod back;
 pub mod compare;
 pub mod embedded;
 pub mod place;
@@ -108,6 +109,14 @@ impl MigrationSet {
         Ok(MigrationSet { source, migrations })
     }
 
+    /// The set without `versions`; `None` when nothing would be left.
+    #[must_use]
+    pub fn without(&self, versions: &[i64]) -> Option<MigrationSet> {
+        let kept = self.migrations.iter().filter(|migration| !versions.contains(&migration.version));
+        let migrations: Vec<Migration> = kept.cloned().collect();
+        (!migrations.is_empty()).then(|| MigrationSet { source: self.source.clone(), migrations })
+    }
+
     /// Where the set came from: `embedded`, or the folder.
     #[must_use]
     pub fn source(&self) -> &str {
@@ -125,6 +134,49 @@ impl MigrationSet {
     pub fn get(&self, version: i64) -> Option<&Migration> {
         let found = self.migrations.binary_search_by_key(&version, |migration| migration.version);
         found.ok().map(|index| &self.migrations[index])
+    }
+
+    /// The migration of a version that a person named.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] when there is none, with those around it.
+    pub fn known(&self, version: i64) -> Result<&Migration> {
+        self.get(version).ok_or_else(|| {
+            let next = self.migrations.partition_point(|migration| migration.version < version);
+            let around = self.migrations[next.saturating_sub(1)..(next + 1).min(self.migrations.len())].iter();
+            let around: Vec<_> = around.map(|one| format!("{} \"{}\"", one.version, one.name)).collect();
+            Error::usage(format!("{} holds no migration of version {version}", self.source))
+                .hint(format!("the nearest: {}", around.join(", ")))
+        })
+    }
+
+    /// The migration of a name that a person wrote.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] when there is none, with the nearest, or several.
+    pub fn named(&self, name: &str) -> Result<&Migration> {
+        let mut found = self.migrations.iter().filter(|migration| migration.name == name);
+        match (found.next(), found.next()) {
+            (Some(one), None) => Ok(one),
+            (Some(one), Some(other)) => {
+                Err(Error::usage(format!("{} and {} are both called \"{name}\"", one.file, other.file))
+                    .hint("name the version instead"))
+            }
+            (None, _) => {
+                let nearest = self.migrations.iter().min_by_key(|one| strsim::levenshtein(&one.name, name));
+                let nearest = nearest.map(|one| one.name.as_str()).unwrap_or_default();
+                Err(Error::usage(format!("{} holds no migration called \"{name}\"", self.source))
+                    .hint(format!("the nearest: {nearest}")))
+            }
+        }
+    }
+
+    /// Those of a version up to `version`; `None` when there is none.
+    #[must_use]
+    pub fn up_to(&self, version: i64) -> Option<MigrationSet> {
+        let count = self.migrations.partition_point(|migration| migration.version <= version);
+        let migrations = self.migrations[..count].to_vec();
+        (count > 0).then(|| MigrationSet { source: self.source.clone(), migrations })
     }
 
     /// The version that a schema has when the whole set is applied.
@@ -183,6 +235,42 @@ pub(crate) mod tests {
         assert_eq!(set.newest_version(), 10);
         assert_eq!(set.get(9).unwrap().name, "b");
         assert_eq!(set.get(2), None);
+        assert_eq!(set.up_to(9).unwrap().entries(), set.entries()[..2]);
+        assert_eq!(set.up_to(i64::MAX).unwrap(), set);
+        assert_eq!(set.up_to(0), None);
+    }
+
+    #[test]
+    fn what_people_name_is_found_or_the_nearest_is_told() {
+        let of = |names: &[(i64, &str)]| {
+            MigrationSet::new("x", names.iter().map(|(version, name)| migration(*version, name, "")).collect()).unwrap()
+        };
+        let set = of(&[(1, "users"), (4, "add_level"), (9, "again"), (12, "again")]);
+        assert_eq!((set.known(4).unwrap().version, set.named("users").unwrap().version), (4, 1));
+        for (version, nearest) in [(5, "4 \"add_level\", 9 \"again\""), (99, "12 \"again\""), (-1, "1 \"users\"")] {
+            let error = set.known(version).unwrap_err();
+            assert_eq!(error.to_string(), format!("x holds no migration of version {version}"));
+            assert_eq!(error.advice(), Some(format!("the nearest: {nearest}").as_str()));
+        }
+        let error = set.named("add_levl").unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.advice()),
+            ("x holds no migration called \"add_levl\"", Some("the nearest: add_level"))
+        );
+        let error = set.named("again").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "folder/0009_again.up.sql and folder/0012_again.up.sql are both called \"again\""
+        );
+    }
+
+    #[test]
+    fn a_set_without_some_has_the_id_of_the_others() {
+        let all = MigrationSet::new("x", vec![migration(1, "a", ""), migration(2, "b", "")]).unwrap();
+        let one = MigrationSet::new("y", vec![migration(1, "a", "")]).unwrap();
+        assert_eq!(all.without(&[2]).unwrap().id(), one.id());
+        assert_eq!(all.without(&[]).unwrap(), all);
+        assert_eq!(all.without(&[1, 2]), None);
     }
 
     #[test]

@@ -54,6 +54,34 @@ pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Da
     row.as_ref().map(read).transpose().doing(doing)
 }
 
+/// How much a database is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Its size; `None` where that may not be known.
+    pub bytes: Option<u64>,
+    /// How many sessions are in it.
+    pub connections: i64,
+}
+
+/// Measures the database of the given oid.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn measure(client: &Client, oid: u32) -> Result<Use> {
+    let doing = || format!("measure the database of the oid {oid}");
+    let row = client
+        .query_typed_one(
+            "select (select pg_database_size(oid) from pg_database where oid = $1 and has_database_privilege(oid, 'connect')) as bytes,
+                    (select count(*) from pg_stat_activity where datid = $1) as connections",
+            &[(&oid, Type::OID)],
+        )
+        .await
+        .doing(doing)?;
+    let bytes: Option<i64> = row.try_get("bytes").doing(doing)?;
+    let connections = row.try_get("connections").doing(doing)?;
+    Ok(Use { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()), connections })
+}
+
 /// A database to be made.
 #[derive(Debug, Clone, Copy)]
 pub struct Create<'a> {

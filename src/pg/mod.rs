@@ -3,8 +3,10 @@
 pub mod admin;
 mod attempt;
 mod budget;
+pub mod catalogue;
 mod libpq;
 pub mod migrate;
+pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;

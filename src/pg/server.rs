@@ -146,14 +146,14 @@ impl Server {
             .map_err(|error| error.context(format!("connect to {}", connection.describe_as(database))))
     }
 
-    async fn given_password(&self, deadline: Instant) -> Result<Option<SecretString>> {
+    pub(super) async fn given_password(&self, deadline: Instant) -> Result<Option<SecretString>> {
         timeout_at(deadline, password::given(&self.shared.connection.password)).await.unwrap_or_else(|_| {
             Err(Error::new(Kind::Login, format!("no password within {:?}", self.shared.connection.connect_timeout))
                 .hint("main.password_command must print the password well within main.connect_timeout"))
         })
     }
 
-    async fn passfile(&self) -> Option<SecretString> {
+    pub(super) async fn passfile(&self) -> Option<SecretString> {
         let file = self.shared.connection.password.passfile.as_ref()?;
         match password::passfile(file).await {
             Passfile::Text(text) => Some(text),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -10,11 +11,13 @@ use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::Registry;
+use crate::registry::claim::Claim;
+use crate::registry::rollouts::Rollout;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
 use crate::retry::Schedule;
 use crate::spares::Wanted;
-use crate::tenant::hex;
+use crate::tenant::{State, Work, hex};
 
 use super::supply::Supply;
 
@@ -31,12 +34,32 @@ pub struct Context {
     pub set: Arc<MigrationSet>,
     /// How the set compares with those that tenants have.
     pub relations: Relations,
+    /// Whether tenants that are behind get the set by the way, or only as its rollout says.
+    pub gate: Gate,
     /// What this process knows of spares.
     pub supply: Supply,
 }
 
+/// Whether a rollout keeps the set from tenants that lack it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Takes over how the rollout stands; `None`: the set needs none.
+    pub fn set(&self, rollout: Option<&Rollout>) {
+        self.0.store(rollout.is_none_or(Rollout::is_open), Ordering::Relaxed);
+    }
+
+    /// Whether nothing keeps the set from anybody.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Context {
-    /// Puts a context together: writes the set down in the registry and compares it with the sets that tenants have. `supply` is the process's.
+    /// Puts a context together: writes the set down in the registry, compares it with the sets that tenants have, and begins its rollout where
+    /// one is needed. `supply` is the process's.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -49,7 +72,22 @@ impl Context {
     ) -> Result<Context> {
         registry.keep_set(&set).await?;
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
-        Ok(Context { server, registry, config, set, relations, supply })
+        let gate = Gate::default();
+        gate.set(registry.rollout_of(&set, &relations.behind).await?.as_ref());
+        Ok(Context { server, registry, config, set, relations, gate, supply })
+    }
+
+    /// The set that the claimed tenant is to be brought to: ours, unless it lacks some of that, works without a fault, and is not up yet in the
+    /// rollout: then what it has.
+    #[must_use]
+    pub fn target(&self, claim: &Claim) -> Arc<MigrationSet> {
+        let waits = !claim.advance && !self.gate.is_open() && claim.state == State::Ready;
+        if waits && matches!(claim.work, Work::Idle | Work::Due) {
+            let lacking = claim.migration_set.as_ref().and_then(|id| self.relations.behind.get(id));
+            let kept = lacking.and_then(|lacking| self.set.without(lacking));
+            return kept.map_or_else(|| Arc::clone(&self.set), Arc::new);
+        }
+        Arc::clone(&self.set)
     }
 
     /// The role that owns every tenant.

@@ -2,26 +2,29 @@
 
 mod context;
 mod failure;
+pub mod foresight;
 pub mod fresh;
+pub mod rollback;
 pub mod spare;
 mod step;
 mod supply;
 pub mod template;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tracing::Instrument;
 
-pub use self::context::Context;
+pub use self::context::{Context, Gate};
 use self::failure::{Failure, at, fail, of_tenant, panicked};
 use self::step::step;
 pub use self::supply::{RoomLeft, Supply};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
+use crate::migrations::MigrationSet;
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
@@ -124,15 +127,15 @@ pub async fn bring(context: &Context, claim: Claim) -> Brought {
     let span = tracing::info_span!("reconcile", key = claim.key, attempt = claim.attempt);
     let until = Mutex::new(claim.until);
     async {
-        let worked = tokio::select! {
-            worked = AssertUnwindSafe(work(context, claim.clone(), &until)).catch_unwind() => worked.unwrap_or_else(|_| Err(panicked())),
-            error = keep_lease(&context.registry, &claim, &until) => Err(at("renew")(error)),
+        let (target, worked) = tokio::select! {
+            worked = work_towards_target(context, &claim, &until) => worked,
+            error = keep_lease(&context.registry, &claim, &until) => (Arc::clone(&context.set), Err(at("renew")(error))),
         };
         let outcome = match worked {
             Ok(Worked::Unrecorded(migrated)) => {
                 let done = Done {
-                    version: Some(context.set.newest_version()),
-                    migration_set: context.set.id(),
+                    version: Some(target.newest_version()),
+                    migration_set: target.id(),
                     access: context.access(),
                     migrated: !migrated.is_empty(),
                 };
@@ -188,7 +191,32 @@ fn end(context: &Context, claim: &Claim, outcome: Outcome, began: Instant) -> En
     Ended { key: claim.key.clone(), outcome, age: claim.age, took: began.elapsed() }
 }
 
-async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> std::result::Result<Worked, Failure> {
+/// Brings the tenant to the set that it is up for, and tells which that is.
+async fn work_towards_target(
+    context: &Context,
+    claim: &Claim,
+    until: &Mutex<Instant>,
+) -> (Arc<MigrationSet>, std::result::Result<Worked, Failure>) {
+    let work = async |target: &MigrationSet| {
+        let worked = AssertUnwindSafe(work(context, target, claim.clone(), until)).catch_unwind().await;
+        worked.unwrap_or_else(|_| Err(panicked()))
+    };
+    let target = context.target(claim);
+    let worked = work(&target).await;
+    // It holds more than the registry knew, as after a restored backup of the main database: then it has been up before.
+    let has_more = worked.as_ref().is_err_and(|failure| failure.error.kind() == Kind::Newer);
+    if has_more && !Arc::ptr_eq(&target, &context.set) {
+        return (Arc::clone(&context.set), work(&context.set).await);
+    }
+    (target, worked)
+}
+
+async fn work(
+    context: &Context,
+    target: &MigrationSet,
+    mut claim: Claim,
+    until: &Mutex<Instant>,
+) -> std::result::Result<Worked, Failure> {
     reach(Point::Claimed);
     let name = step("name", name(context, &mut claim)).await.map_err(at("name"))?;
     let access = context.access();
@@ -198,7 +226,7 @@ async fn work(context: &Context, mut claim: Claim, until: &Mutex<Instant>) -> st
         marker: &marker,
         owner: context.owner(),
         access: &access,
-        set: &context.set,
+        set: target,
         out_of_order: context.config.tenant.out_of_order,
     };
     let (own_set, shape) = (context.set.id(), context.shape());
@@ -258,7 +286,7 @@ async fn approach(
                 Step::Grant => claim.access = Some(desired.access.to_owned()),
                 Step::TakeBack => claim.database_oid = observed.database.as_ref().map(|database| database.oid),
                 Step::DropInvalid => claim.database_oid = None,
-                Step::Make | Step::Close | Step::Own | Step::Open => {}
+                Step::Make | Step::Close | Step::Own | Step::Open | Step::RollBack { .. } => {}
             }
         }
         // What a look from outside and from within found missing is done with its steps; only what it could not see takes another.

@@ -224,7 +224,7 @@ pub async fn ensure(context: &Context) -> Result<()> {
     loop {
         let keeping = context.supply.keeping().await;
         let (templates, wanted) = (context.registry.templates().await?, context.wanted());
-        if wanted.is_up_to_date(&templates) {
+        if wanted.is_built(&templates) {
             context.supply.serve(true);
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::{ToSql, Type};
 
-use super::claim::{Claim, RETURNING, fenced};
+use super::claim::{Claim, RETURNING, fenced, read};
 use super::events::What;
 use super::lookup::Filter;
 use super::{Registry, field};
@@ -60,6 +60,20 @@ impl Registry {
                 return Err(busy);
             }
             tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// The tenant `key` as a claim would show it, if its state is one of `states`, and not taken: nothing can be written under it. For a dry run.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is no such tenant, or its state is another. The main database cannot be reached.
+    pub async fn glance(&self, key: &str, states: &[State]) -> Result<Claim> {
+        let columns = RETURNING.trim_start_matches("returning");
+        let sql = format!("select {columns} from tenantd.tenant t where t.key = $1");
+        let rows = self.query(&sql, &[(&key, Type::TEXT)], || format!("look at tenant {key}")).await?;
+        match rows.first().map(|row| read(row, Instant::now(), Duration::ZERO)).transpose()? {
+            Some(seen) if states.contains(&seen.state) => Ok(seen),
+            _ => Err(self.why_not(key, states).await?),
         }
     }
 

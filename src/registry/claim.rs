@@ -49,6 +49,8 @@ pub struct Claim {
     pub seen: Option<Seen>,
     /// Whether a spare was at hand when it was claimed, where that was looked at.
     pub spare_at_hand: bool,
+    /// Whether it is up in the rollout of a newer set.
+    pub advance: bool,
 }
 
 /// What a claim saw of a tenant's database from outside; `None`: there was none.
@@ -362,7 +364,7 @@ pub(super) fn damaged(error: Error) -> Error {
     }
 }
 
-fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
+pub(super) fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
     let (state, work): (String, String) = (field(row, "state")?, field(row, "work")?);
     let unknown = |word: &str| {
         Error::new(Kind::Registry, format!("the registry holds {word:?}, which this tenantd does not know"))
@@ -383,5 +385,6 @@ fn read(row: &Row, asked: Instant, lease: Duration) -> Result<Claim> {
         age: Duration::from_secs_f64(field(row, "age")?),
         seen: None,
         spare_at_hand: false,
+        advance: false,
     })
 }

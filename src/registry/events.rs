@@ -1,6 +1,7 @@
 //! The history: what was done to tenants, when and by whom. Written with the change it tells of, in one statement or transaction.
 
 use jiff::Timestamp;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Registry, field};
@@ -83,6 +84,17 @@ impl Registry {
         self.execute(sql, parameters, || format!("write down that {what}")).await.map(drop)
     }
 
+    /// Writes the same event for each of `keys`.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn tell_of_each(&self, what: What, keys: &[String], detail: &str) -> Result<()> {
+        let parameters: super::Parameters<'_> =
+            &[(&keys, Type::TEXT_ARRAY), (&what.word(), Type::TEXT), (&self.who, Type::TEXT), (&detail, Type::TEXT)];
+        let sql = "insert into tenantd.event (key, what, who, detail) select key, $2, $3, $4 from unnest($1) key";
+        self.execute(sql, parameters, || format!("write down that {what}")).await.map(drop)
+    }
+
     /// The newest events first, of one tenant or of all, not more than `most`.
     ///
     /// # Errors
@@ -91,18 +103,21 @@ impl Registry {
         let sql = "select id, happened_at, key, what, who, detail from tenantd.event
                    where $1::text is null or key = $1 order by id desc limit $2";
         let rows = self.query(sql, &[(&key, Type::TEXT), (&most, Type::INT8)], || "read the events".to_owned()).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Event {
-                    id: field(row, "id")?,
-                    happened_at: field(row, "happened_at")?,
-                    key: field(row, "key")?,
-                    what: field(row, "what")?,
-                    who: field(row, "who")?,
-                    detail: field(row, "detail")?,
-                })
-            })
-            .collect()
+        rows.iter().map(read).collect()
+    }
+
+    /// The events that come after number `after`, the oldest first, of one tenant or of all, not more than `most`.
+    ///
+    /// # Caveats
+    /// A long transaction's event may come later than one with a higher number.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn events_after(&self, after: i64, key: Option<&str>, most: i64) -> Result<Vec<Event>> {
+        let sql = "select id, happened_at, key, what, who, detail from tenantd.event
+                   where ($1::text is null or key = $1) and id > $3 order by id limit $2";
+        let parameters: super::Parameters<'_> = &[(&key, Type::TEXT), (&most, Type::INT8), (&after, Type::INT8)];
+        self.query(sql, parameters, || "read the events".to_owned()).await?.iter().map(read).collect()
     }
 
     /// Forgets all but the newest events.
@@ -113,4 +128,15 @@ impl Registry {
         let sql = "delete from tenantd.event where id <= (select max(id) from tenantd.event) - $1";
         self.execute(sql, &[(&KEPT, Type::INT8)], || "forget old events".to_owned()).await
     }
+}
+
+fn read(row: &Row) -> Result<Event> {
+    Ok(Event {
+        id: field(row, "id")?,
+        happened_at: field(row, "happened_at")?,
+        key: field(row, "key")?,
+        what: field(row, "what")?,
+        who: field(row, "who")?,
+        detail: field(row, "detail")?,
+    })
 }

@@ -10,7 +10,7 @@ use super::claim::{Claim, damaged};
 use super::{Registry, answered, field};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::pg::{Doing, quote, sqlstate};
+use crate::pg::{Doing, Notifications, Server, Session, quote, sqlstate};
 use crate::tenant::Marker;
 
 /// RENAME waits a fixed five seconds for sessions in the database; this cuts it short, since another way is quicker.
@@ -235,4 +235,14 @@ pub async fn notify_ready(client: &Client, keys: &[String]) -> Result<()> {
         .await
         .doing(|| "send the notice tenantd_ready".to_owned())?;
     Ok(())
+}
+
+/// A session that hears of tenants that became ready; the payload of what it hears is a key, and a hint only.
+///
+/// # Errors
+/// As for [`Server::connect`]; behind a pooler nothing may be heard, without any error.
+pub async fn listen_ready(server: &Server, application_name: &str) -> Result<(Session, Notifications)> {
+    let (session, notifications) = server.connect_listening(application_name).await?;
+    session.batch_execute("listen tenantd_ready").await.doing(|| "listen to tenantd_ready".to_owned())?;
+    Ok((session, notifications))
 }

@@ -2,6 +2,7 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
+use super::tenants::TENANTS;
 use super::{Registry, field};
 use crate::error::{Error, Result};
 use crate::tenant::{State, Work};
@@ -81,11 +82,20 @@ fn like(pattern: &str) -> String {
         match letter {
             '*' => like.push('%'),
             '?' => like.push('_'),
-            '%' | '_' | '\\' => like.extend(['\\', letter]),
-            _ => like.push(letter),
+            _ => like.push_str(&literally(letter)),
         }
         like
     })
+}
+
+/// A letter that stands for itself, as LIKE takes it.
+fn literally(letter: char) -> String {
+    if matches!(letter, '%' | '_' | '\\') { format!("\\{letter}") } else { letter.to_string() }
+}
+
+/// Whatever begins with `word`, as LIKE takes it.
+fn beginning(word: &str) -> String {
+    word.chars().map(literally).collect::<String>() + "%"
 }
 
 impl Registry {
@@ -99,7 +109,7 @@ impl Registry {
         self.take_all_in().await?;
         let mut keys = Vec::with_capacity(words.len());
         for word in words {
-            let key = self.resolve_one(word).await?;
+            let key = self.find(word).await?;
             if !keys.contains(&key) {
                 keys.push(key);
             }
@@ -107,21 +117,36 @@ impl Registry {
         Ok(keys)
     }
 
-    async fn resolve_one(&self, word: &str) -> Result<String> {
-        let begins = if word.chars().count() < SHORTEST { None } else { Some(like(word) + "%") };
+    /// The key of the one tenant that `word` means, as for [`Registry::resolve`], without taking signups in: nothing is changed, and a signup
+    /// that is still to be taken in is found all the same.
+    ///
+    /// # Errors
+    /// As for [`Registry::resolve`].
+    pub async fn find(&self, word: &str) -> Result<String> {
+        match self.find_any(word).await? {
+            Some(key) => Ok(key),
+            None => Err(self.nobody(word).await?),
+        }
+    }
+
+    /// The same; `None` where `word` means nobody, yet.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`](crate::error::Kind::Usage) for a word that means several. The main database cannot be reached.
+    pub async fn find_any(&self, word: &str) -> Result<Option<String>> {
+        let begins = if word.chars().count() < SHORTEST { None } else { Some(beginning(word)) };
+        let sql = format!(
+            "select t.key, t.key = $1 or coalesce(t.name = $1, false) as whole from {TENANTS}
+             where t.key = $1 or t.name = $1 or t.key like $2 or t.name like $2 order by 2 desc, 1 limit 4"
+        );
         let rows = self
-            .query(
-                "select t.key, t.key = $1 or coalesce(t.name = $1, false) as whole from tenantd.tenant t
-                 where t.key = $1 or t.name = $1 or t.key like $2 or t.name like $2 order by 2 desc, 1 limit 4",
-                &[(&word, Type::TEXT), (&begins, Type::TEXT)],
-                || format!("look for the tenant {word:?}"),
-            )
+            .query(&sql, &[(&word, Type::TEXT), (&begins, Type::TEXT)], || format!("look for the tenant {word:?}"))
             .await?;
         let found: Vec<(String, bool)> =
             rows.iter().map(|row| Ok((field(row, "key")?, field(row, "whole")?))).collect::<Result<_>>()?;
         match found.as_slice() {
-            [(key, true), (_, false), ..] | [(key, _)] => Ok(key.clone()),
-            [] => Err(self.nobody(word).await?),
+            [(key, true), (_, false), ..] | [(key, _)] => Ok(Some(key.clone())),
+            [] => Ok(None),
             several => {
                 let keys: Vec<&str> = several.iter().take(3).map(|(key, _)| key.as_str()).collect();
                 let more = if several.len() > keys.len() { " and more" } else { "" };
@@ -135,7 +160,7 @@ impl Registry {
     async fn nobody(&self, word: &str) -> Result<Error> {
         let rows = self
             .query(
-                "select key, name from tenantd.tenant where state <> 'deleted' limit $1",
+                &format!("select key, name from {TENANTS} where state <> 'deleted' limit $1"),
                 &[(&LOOKED_THROUGH, Type::INT8)],
                 || "look for tenants of nearly that name".to_owned(),
             )
@@ -194,5 +219,6 @@ mod tests {
     fn a_pattern_means_itself_but_for_its_two_signs() {
         assert_eq!(like("tenant_*"), "tenant\\_%");
         assert_eq!(like("a?c%\\"), "a_c\\%\\\\");
+        assert_eq!(beginning("a*?_"), "a*?\\_%");
     }
 }

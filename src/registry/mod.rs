@@ -1,11 +1,13 @@
 //! The registry: schema `tenantd` in the main database, the truth about which tenants exist and how they stand.
 //!
 //! All SQL on the main database is in this folder: [`install`] makes the registry, the trigger and the grants; [`claim`] takes signups in
-//! and due tenants, `record` writes what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
+//! and due tenants, `record` and
+//! [`rollback`] write what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history of what was done.
+//! [`tenants`] reads them for commands, [`departure`] is the other end of a signup, [`locks`] tells who holds what, and [`events`] is the
+//! history of what was done.
 
 mod by_hand;
 pub mod claim;
@@ -24,11 +26,14 @@ pub mod lookup;
 mod parts;
 pub mod print;
 mod record;
+pub mod rollback;
+pub mod rollouts;
 pub mod sets;
 pub mod signup;
 pub mod spares;
 pub mod sweep;
 pub mod templates;
+pub mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

@@ -15,6 +15,7 @@ const TABLES: &[&str] = &[
     "departure",
     "migration_set",
     "template",
+    "rollout",
     "event",
     "spare",
     "dropped",

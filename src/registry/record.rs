@@ -13,6 +13,7 @@ use crate::tenant::Work;
 /// Each row is fenced by itself: one that somebody else has by now is left out, and the others are written.
 const RECORD_DONE: &str = "
 update tenantd.tenant t set state = 'ready', work = 'idle', failures = 0, leased_until = null, leased_by = null,
+migrated_from = case when d.migrated then t.version else t.migrated_from end,
 version = d.version, migration_set = d.migration_set, access = d.access,
 migrated_at = case when d.migrated then now() else t.migrated_at end,
 verified_at = now(), ready_at = coalesce(t.ready_at, now()),

@@ -26,6 +26,70 @@ pub struct Relations {
     pub known: Vec<String>,
 }
 
+/// How what tenants have stands to the set that this tenantd carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// They have it.
+    Current,
+    /// They lack these versions of it.
+    Behind(Vec<i64>),
+    /// They have more.
+    Newer,
+    /// What they have contradicts it.
+    Diverged,
+    /// Nobody recorded what they have.
+    Unknown,
+}
+
+impl Standing {
+    /// The word for it in output.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Standing::Current => "current",
+            Standing::Behind(_) => "behind",
+            Standing::Newer => "newer",
+            Standing::Diverged => "diverged",
+            Standing::Unknown => "unknown",
+        }
+    }
+
+    /// The versions that they lack; `None` where that cannot be told.
+    #[must_use]
+    pub fn pending(&self) -> Option<&[i64]> {
+        match self {
+            Standing::Current => Some(&[]),
+            Standing::Behind(versions) => Some(versions),
+            Standing::Newer | Standing::Diverged | Standing::Unknown => None,
+        }
+    }
+}
+
+impl Relations {
+    /// How tenants that have the sets of the ids `sets`, all of them together, stand to ours, whose id is `ours`.
+    #[must_use]
+    pub fn standing<'a>(&self, ours: &str, sets: impl IntoIterator<Item = &'a String>) -> Standing {
+        let (mut known, mut newer, mut lacking) = (false, false, Vec::new());
+        for id in sets {
+            known = true;
+            match self.behind.get(id) {
+                _ if id == ours => {}
+                Some(pending) => lacking.extend(pending),
+                None if self.newer.contains(id) => newer = true,
+                None => return Standing::Diverged,
+            }
+        }
+        lacking.sort_unstable();
+        lacking.dedup();
+        match (known, newer, lacking.is_empty()) {
+            (false, ..) => Standing::Unknown,
+            (_, true, _) => Standing::Newer,
+            (_, _, false) => Standing::Behind(lacking),
+            _ => Standing::Current,
+        }
+    }
+}
+
 impl Registry {
     /// Writes the set down, if it is not there yet.
     ///

@@ -22,6 +22,8 @@ pub struct Expected {
     pub migration_set: String,
     /// Ids of sets that are newer than ours: such tenants are left alone.
     pub newer: Vec<String>,
+    /// Ids of sets that are behind ours, while a rollout decides when their tenants are up; else empty.
+    pub waiting: Vec<String>,
     /// Ids of all sets of which it is known how they compare with ours.
     pub known: Vec<String>,
     /// The role that should own it; `None`: tenantd's own.
@@ -108,7 +110,8 @@ and case
     when t.leased_until <= now() then true
     when t.work = 'parked' then $7 or t.due_at <= now() - $6 * interval '1 second'
     else (t.migration_set is null or t.migration_set <> all ($3)) and (
-        t.migration_set is distinct from $2 or t.access is distinct from $5
+        t.migration_set is distinct from $2 and (t.migration_set is null or t.migration_set <> all ($13))
+        or t.access is distinct from $5
         or d.oid is distinct from t.database_oid or d.datconnlimit = -2 or not d.datallowconn
         or d.datdba <> (select oid from pg_roles where rolname = coalesce($4, current_user))
         or d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false)
@@ -164,7 +167,7 @@ fn start_sql(table: Option<&Table>) -> String {
 
 fn page_sql() -> String {
     let needing = NEEDING.replace("{cut}", "$8, $9");
-    format!("select t.key, {MAKING} {needing} and not {BUSY} and t.key > $13 order by t.key limit $12")
+    format!("select t.key, {MAKING} {needing} and not {BUSY} and t.key > $14 order by t.key limit $12")
 }
 
 impl Registry {
@@ -214,7 +217,7 @@ impl Registry {
     async fn ask(&self, sql: &str, prefix: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
         let page = i64::try_from(expected.page).unwrap_or(i64::MAX);
         let (verify_every, every) = (expected.verify_every.as_secs_f64(), expected.every.as_secs_f64());
-        let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
             (&prefix, Type::TEXT),
             (&expected.migration_set, Type::TEXT),
             (&expected.newer, Type::TEXT_ARRAY),
@@ -227,6 +230,7 @@ impl Registry {
             (&every, Type::FLOAT8),
             (&expected.known, Type::TEXT_ARRAY),
             (&page, Type::INT8),
+            (&expected.waiting, Type::TEXT_ARRAY),
             (&after, Type::TEXT),
         ];
         self.session()

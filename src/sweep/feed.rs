@@ -4,17 +4,30 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::in_time;
+use super::{PAGE_OF_LANE, in_time};
 use crate::error::{Error, Kind, Result};
 use crate::provision::{Context, template};
 use crate::registry::claim::Claim;
 use crate::registry::sweep::{Candidate, Cut, Expected, Start};
 
+/// Where the pages come from.
+pub(super) enum Pages {
+    /// Whatever needs a look.
+    Needing(Expected, Cut),
+    /// Tenants that are up in a rollout: of these sets, and of these keys alone where they are given.
+    Behind(Vec<String>, Option<Vec<String>>),
+    /// Tenants that a person named.
+    Named,
+}
+
 /// The tenants of one sweep. Lanes share it and take turns.
 pub(super) struct Feed {
     context: Arc<Context>,
-    expected: Expected,
-    cut: Cut,
+    pages: Pages,
+    /// How many candidates a page has at the most.
+    page: usize,
+    /// How many more tenants may be given out; `None`: all.
+    left: Option<usize>,
     /// The last key of the page that was read last; `None`: no page comes after it.
     after: Option<String>,
     /// Those of the page that are still to be claimed.
@@ -34,15 +47,38 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// With the first page.
+    /// All that needs a look, with the first page.
     ///
     /// # Errors
     /// The main database cannot be reached.
     pub(super) async fn new(context: Arc<Context>, expected: Expected, start: Start) -> Result<Feed> {
-        let mut feed = Feed {
+        let mut feed = Feed::empty(context, Pages::Needing(expected, start.cut));
+        feed.put(start.candidates).await?;
+        Ok(feed)
+    }
+
+    /// Tenants that have one of the sets `behind`, of `keys` alone where they are given, and not more than `most`.
+    pub(super) fn of_rollout(
+        context: Arc<Context>,
+        behind: Vec<String>,
+        keys: Option<Vec<String>>,
+        most: Option<usize>,
+    ) -> Feed {
+        let feed = Feed::empty(context, Pages::Behind(behind, keys));
+        Feed { after: Some(String::new()), left: most, ..feed }
+    }
+
+    /// Tenants that a person named, up for the newest set whatever a rollout says.
+    pub(super) fn named(context: Arc<Context>, keys: Vec<String>) -> Feed {
+        Feed { keys: keys.into(), ..Feed::empty(context, Pages::Named) }
+    }
+
+    fn empty(context: Arc<Context>, pages: Pages) -> Feed {
+        Feed {
+            page: PAGE_OF_LANE * context.config.sweep.parallel,
             context,
-            expected,
-            cut: start.cut,
+            pages,
+            left: None,
             after: None,
             keys: VecDeque::new(),
             claims: VecDeque::new(),
@@ -51,9 +87,7 @@ impl Feed {
             waiting: 0,
             template: None,
             busy: 0,
-        };
-        feed.put(start.candidates).await?;
-        Ok(feed)
+        }
     }
 
     /// The next tenant, claimed; `None` when all have been given out.
@@ -68,25 +102,42 @@ impl Feed {
                 if let Some(claim) = self.refresh(claim).await? {
                     return Ok(Some(claim));
                 }
+            } else if self.left == Some(0) {
+                return Ok(None);
             } else if !self.keys.is_empty() {
-                let lanes = self.context.config.sweep.parallel.min(self.keys.len());
+                let lanes =
+                    self.context.config.sweep.parallel.min(self.keys.len()).min(self.left.unwrap_or(usize::MAX));
                 let keys: Vec<String> = self.keys.iter().take(lanes).cloned().collect();
                 let claims = self.context.registry.claim_keys(&keys, self.context.config.work.lease).await?;
                 self.keys.drain(..lanes);
                 self.busy += lanes - claims.len();
-                self.claims.extend(claims);
+                self.left = self.left.map(|left| left - lanes);
+                let advance = matches!(self.pages, Pages::Behind(..) | Pages::Named);
+                self.claims.extend(claims.into_iter().map(|claim| Claim { advance, ..claim }));
             } else if let Some(after) = self.after.clone() {
-                let page = self.context.registry.candidates_after(&after, &self.cut, &self.expected);
-                self.put(in_time(page).await?).await?;
+                let page = self.next_page(&after).await?;
+                self.put(page).await?;
             } else {
                 return Ok(None);
             }
         }
     }
 
+    async fn next_page(&self, after: &str) -> Result<Vec<Candidate>> {
+        let registry = &self.context.registry;
+        match &self.pages {
+            Pages::Needing(expected, cut) => in_time(registry.candidates_after(after, cut, expected)).await,
+            Pages::Behind(behind, keys) => {
+                let most = i64::try_from(self.page).unwrap_or(i64::MAX);
+                in_time(registry.behind_after(behind, keys.as_deref(), after, most)).await
+            }
+            Pages::Named => Ok(Vec::new()),
+        }
+    }
+
     /// Whether every tenant has been given out.
     pub(super) fn is_empty(&self) -> bool {
-        self.claims.is_empty() && self.keys.is_empty() && self.after.is_none()
+        self.claims.is_empty() && (self.left == Some(0) || self.keys.is_empty() && self.after.is_none())
     }
 
     /// Gives back what was claimed and not taken.
@@ -133,7 +184,7 @@ impl Feed {
         if self.room.is_none() && page.iter().any(|candidate| candidate.making) {
             self.prepare_to_make().await?;
         }
-        let full = page.len() == self.expected.page;
+        let full = page.len() == self.page;
         self.after = page.last().filter(|_| full).map(|candidate| candidate.key.clone());
         let makes = self.template.is_none() || self.context.supply.is_served();
         for Candidate { key, making } in page {

@@ -54,18 +54,20 @@ impl Server {
     }
 }
 
-/// Has all that `feed` gives reconciled, or as much as can be until the sweep is stopped, and counts it.
+/// Has all that `feed` gives, about `size` tenants, reconciled, or as much as can be until the sweep is stopped, and counts it. `tell` hears of
+/// each end, and how many there were before and with it. Returns their number.
 pub(super) async fn run(
     context: &Arc<Context>,
     tasks: &Tasks,
     run: &Run,
     feed: Feed,
+    size: usize,
     report: &mut Report,
-    tell: &mut impl FnMut(Option<&Ended>, usize, usize),
-) {
+    tell: &mut impl FnMut(Option<&Ended>, usize),
+) -> usize {
     let feed = Arc::new(Mutex::new(feed));
     let (sender, mut told) = mpsc::channel(AT_ONCE);
-    for _ in 0..context.config.sweep.parallel.min(report.chosen) {
+    for _ in 0..context.config.sweep.parallel.min(size) {
         let lane = lane(Arc::clone(context), Arc::clone(&feed), sender.clone(), run.stop.clone());
         tasks.spawn_until_cancelled("sweep lane", lane);
     }
@@ -74,7 +76,7 @@ pub(super) async fn run(
     while told.recv_many(&mut batch, AT_ONCE).await > 0 {
         for (ended, counts) in settle(context, run, &mut told, &mut batch, &mut server).await {
             through += 1;
-            tell(ended.as_ref(), through, report.chosen);
+            tell(ended.as_ref(), through);
             match ended.map(|ended| (ended.key, ended.outcome)) {
                 None => report.busy += 1,
                 Some((key, Outcome::Server(error))) => {
@@ -93,12 +95,14 @@ pub(super) async fn run(
     let mut feed = feed.lock().await;
     feed.give_back().await;
     report.server = server.ended;
-    report.braked = feed.braked;
-    report.template = feed.template.take();
+    report.braked += feed.braked;
+    report.template = feed.template.take().or(report.template.take());
     // Between two pages the fleet goes on living: what was counted at the start is not what was met.
-    let left = report.chosen.saturating_sub(through + feed.braked + feed.waiting);
-    report.unreached = if feed.is_empty() { 0 } else { left };
-    report.chosen = through + report.unreached;
+    let left = size.saturating_sub(through + feed.braked + feed.waiting);
+    let unreached = if feed.is_empty() { 0 } else { left };
+    report.unreached += unreached;
+    report.chosen += through + unreached;
+    through
 }
 
 /// Records what the lanes brought, all that comes within a moment in one statement. Returns how each tenant ended (`None`: busy), and whether

@@ -2,6 +2,7 @@
 
 mod feed;
 mod lanes;
+mod rollout;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::life::departures::follow;
 use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
+use crate::registry::rollouts::RolloutState;
 use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
 use crate::registry::sweep::{Expected, Start};
@@ -69,8 +71,23 @@ pub struct Report {
     pub server: Option<Error>,
     /// Tenants that were chosen and not reached, because the sweep ended early.
     pub unreached: usize,
+    /// How the rollout of the set stands that some tenants wait for, if any do.
+    pub rollout: Option<Waiting>,
     /// How long it took.
     pub took: Duration,
+}
+
+/// A rollout that is not through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// How it stands.
+    pub state: RolloutState,
+    /// The version that it goes to.
+    pub version: i64,
+    /// How many tenants wait for it.
+    pub tenants: i64,
+    /// Why it is paused.
+    pub why: Option<String>,
 }
 
 /// A tenant that a sweep could not bring to what is desired.
@@ -105,6 +122,7 @@ impl Report {
             && self.braked == 0
             && self.template.is_none()
             && self.undropped.is_empty()
+            && self.rollout.as_ref().is_none_or(|rollout| rollout.state == RolloutState::Aborted)
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -153,11 +171,17 @@ pub async fn sweep(
     if start.strays {
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
-    (report.newer, report.busy, report.chosen) = (start.newer, start.busy, start.needing);
-    let (over, departures) = (start.over, start.departures);
-    if start.needing > 0 {
+    (report.newer, report.busy) = (start.newer, start.busy);
+    let (needing, over, departures) = (start.needing, start.over, start.departures);
+    if needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
-        lanes::run(context, tasks, run, feed, &mut report, &mut tell).await;
+        lanes::run(context, tasks, run, feed, needing, &mut report, &mut |ended, through| {
+            tell(ended, through, needing);
+        })
+        .await;
+    }
+    if !context.gate.is_open() && report.server.is_none() && !run.stop.is_cancelled() {
+        rollout::drive(context, tasks, run, &mut report, &mut tell).await?;
     }
     if departures {
         follow_departures(context, table, run, &mut report).await?;
@@ -165,6 +189,25 @@ pub async fn sweep(
     if over {
         purge(context, run, &mut report).await?;
     }
+    report.took = began.elapsed();
+    Ok(report)
+}
+
+/// Brings the tenants `keys` to the newest set, whatever a rollout says: a person named them. Otherwise as [`sweep`].
+///
+/// # Errors
+/// The main database cannot be reached, or the migration set is refused as a whole: then no tenant was touched.
+pub async fn migrate_named(
+    context: &Arc<Context>,
+    tasks: &Tasks,
+    run: &Run,
+    keys: Vec<String>,
+    mut tell: impl FnMut(Option<&Ended>, usize, usize),
+) -> Result<Report> {
+    let (began, mut report, all) = (Instant::now(), Report::default(), keys.len());
+    relate(context).await?;
+    let feed = Feed::named(Arc::clone(context), keys);
+    lanes::run(context, tasks, run, feed, all, &mut report, &mut |ended, through| tell(ended, through, all)).await;
     report.took = began.elapsed();
     Ok(report)
 }
@@ -207,6 +250,9 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     // What was refused when this context was made may have been mended.
     if !context.relations.refused.is_empty() {
         expected.know(&relate(context).await?);
+    }
+    if !context.gate.is_open() {
+        expected.waiting = context.relations.behind.keys().cloned().collect();
     }
     let mut start = match in_time(context.registry.begin_sweep(Some(table), prefix, &expected)).await {
         Ok(start) => start,
@@ -260,6 +306,7 @@ fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected
     Expected {
         migration_set: context.set.id(),
         newer: relations.newer.clone(),
+        waiting: Vec::new(),
         known: relations.known.clone(),
         owner: context.config.tenant.owner.clone(),
         access: context.access(),

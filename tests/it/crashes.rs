@@ -60,7 +60,11 @@ fn way(point: Point) -> Option<Way> {
         | Point::TemplateFilled
         | Point::TemplateClosed
         | Point::TemplateComplete => Way::Making,
-        Point::BackedUp
+        Point::RollbackBegun
+        | Point::Undone
+        | Point::StatementUndone
+        | Point::RolledBack
+        | Point::BackedUp
         | Point::Shut
         | Point::Dropped
         | Point::Condemned

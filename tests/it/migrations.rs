@@ -13,7 +13,7 @@ use crate::support::database::TestDatabase;
 use crate::support::until::until;
 
 /// A database to migrate: it belongs to `tenant_owner`, and `app` is given DML on whatever tables come.
-async fn database() -> TestDatabase {
+pub async fn database() -> TestDatabase {
     let database = TestDatabase::new().await;
     let own = format!(
         "alter database {} owner to tenant_owner;
@@ -25,7 +25,8 @@ async fn database() -> TestDatabase {
 }
 
 /// The set that a folder of these files makes.
-fn set(files: &[(&str, &str)]) -> MigrationSet {
+#[must_use]
+pub fn set(files: &[(&str, &str)]) -> MigrationSet {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, sql) in files {
         std::fs::write(folder.path().join(name), sql).expect("write a file");
@@ -39,7 +40,9 @@ fn unchecked(sql: &str) -> MigrationSet {
     MigrationSet::new("test", vec![Migration { sql: sql.to_owned(), ..first }]).expect("a set of one")
 }
 
-fn executor(set: &MigrationSet) -> Executor<'_> {
+/// What runs the migrations of `set` as the daemon would.
+#[must_use]
+pub fn executor(set: &MigrationSet) -> Executor<'_> {
     Executor {
         set,
         history: History::tenant("public"),
@@ -54,16 +57,22 @@ fn executor(set: &MigrationSet) -> Executor<'_> {
 }
 
 /// Applies as the daemon would, on a fresh connection.
-async fn apply(database: &TestDatabase, executor: &Executor<'_>) -> Result<Applied, Error> {
+///
+/// # Errors
+/// As the executor says.
+pub async fn apply(database: &TestDatabase, executor: &Executor<'_>) -> Result<Applied, Error> {
     let mut client = database.tenantd().await;
     executor.apply(&mut client, || async { Ok(database.tenantd().await) }).await
 }
 
-fn versions(applied: &Applied) -> Vec<i64> {
+/// The versions that were run.
+#[must_use]
+pub fn versions(applied: &Applied) -> Vec<i64> {
     applied.ran.iter().map(|ran| ran.version).collect()
 }
 
-async fn recorded(database: &TestDatabase) -> Vec<i64> {
+/// The versions that the history holds as applied.
+pub async fn recorded(database: &TestDatabase) -> Vec<i64> {
     let rows = History::tenant("public").read(&database.tenantd().await).await.expect("read the history");
     rows.iter().filter(|row| row.finished).map(|row| row.entry.version).collect()
 }

@@ -64,7 +64,7 @@ async fn mistakes_end_the_daemon_with_2() {
     let mistakes: [(Program, &[&str]); 7] = [
         (program().setting("signup.pol", "1s"), &["signup.pol", "signup.poll"]),
         (program().setting("signup.poll", "soon"), &["signup.poll", "soon"]),
-        (program().setting("main.url", "postgresql://tenantd:canary@[nowhere/app"), &["main.url"]),
+        (program().setting("main.url", "postgresql://tenantd:swordfish@[nowhere/app"), &["main.url"]),
         (program().setting("tenant.migrations", &folder.path().display().to_string()), &["first.sql"]),
         (program().setting("signup.table", "public.nobody"), &["public", "nobody", "does not exist"]),
         (program().setting("signup.id_column", "number"), &["no column", "number"]),
@@ -73,7 +73,7 @@ async fn mistakes_end_the_daemon_with_2() {
     for (program, says) in mistakes {
         let output = program.run(&[]).await;
         ends_with(&output, 2, says);
-        assert!(!output.stderr.contains("canary"), "{output:?}");
+        assert!(!output.stderr.contains("swordfish"), "{output:?}");
     }
     database.finish().await;
 }
@@ -88,7 +88,7 @@ async fn out_of_reach_is_3_for_commands_and_nothing_for_the_daemon() {
     let address = database.server().address();
     let silent = proxy.url(&database.url(), address);
     let nobody = database.url().replace(&address.to_string(), &Pages::reserve().listen());
-    let refused = database.url().replace("canary", "wrong");
+    let refused = database.url().replace("swordfish", "wrong");
     for url in [silent, nobody, refused] {
         let program = Program::for_database(&database).setting("main.url", &url).setting("main.connect_timeout", "2s");
         for arguments in [["--sweep-once"], ["status"]] {
@@ -122,7 +122,7 @@ async fn a_newer_registry_is_4() {
 #[tokio::test]
 async fn secrets_are_never_written() {
     let database = TestDatabase::new().await;
-    assert!(TENANTD_PASSWORD.contains("canary"));
+    assert!(TENANTD_PASSWORD.contains("swordfish"));
     let pages = Pages::reserve();
     let program =
         Program::for_database(&database).setting("log.level", "trace").setting("http.listen", &pages.listen());
@@ -150,7 +150,7 @@ async fn secrets_are_never_written() {
     assert!(daemon.lines().iter().any(|line| line.contains("\"level\":\"DEBUG\"")), "the log is talkative");
     daemon.kill();
     for text in written {
-        assert!(!text.contains("canary"), "{text}");
+        assert!(!text.contains("swordfish"), "{text}");
         assert!(!text.contains("someone@example.org"), "what users entered is nobody's business: {text}");
     }
     database.finish().await;

@@ -8,7 +8,7 @@ use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
 
 /// The password of the roles that tests here make.
-const PASSWORD: &str = "canary-of-a-role";
+const PASSWORD: &str = "swordfish-of-a-role";
 
 /// A login role for one test, with a name that must be quoted wherever it stands.
 async fn odd_role(database: &TestDatabase) -> (String, String) {
@@ -21,7 +21,7 @@ async fn odd_role(database: &TestDatabase) -> (String, String) {
 /// A URL for `role` to the test's server.
 fn url(database: &TestDatabase, role: &str) -> String {
     let role = percent_encoding::utf8_percent_encode(role, percent_encoding::NON_ALPHANUMERIC);
-    database.stranger_url().replacen("stranger:canary%2Dof%2Dstranger", &format!("{role}:{PASSWORD}"), 1)
+    database.stranger_url().replacen("stranger:swordfish%2Dof%2Dstranger", &format!("{role}:{PASSWORD}"), 1)
 }
 
 async fn drop_role(server: &TestServer, quoted: &str) {

@@ -23,7 +23,7 @@ fn is(state: &str, work: &str) -> (String, String) {
 /// A session that holds the tables of the registry that signups need, as a careless administrator or a VACUUM FULL would.
 async fn lock_registry(database: &TestDatabase) -> Client {
     let locker = database.superuser().await;
-    run(&locker, "begin; lock table tenantd.tenant, tenantd.signup in access exclusive mode").await;
+    run(&locker, "begin; lock table tenantd.signup, tenantd.tenant in access exclusive mode").await;
     locker
 }
 

@@ -12,11 +12,11 @@ use super::process::tell;
 use super::server::TestServer;
 
 /// Password of the role `tenantd`: with signs that must be escaped in a URL, and a word to look for in logs.
-pub const TENANTD_PASSWORD: &str = "canary:p@ss/word%of tenantd";
+pub const TENANTD_PASSWORD: &str = "swordfish:p@ss/word%of tenantd";
 /// Password of the role `app`.
-pub const APP_PASSWORD: &str = "canary-of-app";
+pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
-pub const STRANGER_PASSWORD: &str = "canary-of-stranger";
+pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
 /// Cloned for every test, and never entered.
 const TEMPLATE: &str = "test_template";

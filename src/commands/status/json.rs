@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::findings::Remark;
-use super::{Signup, Standing, Status};
+use super::{Signup, Status};
 use crate::commands::output;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
 use crate::registry::signup::Trigger;
@@ -42,6 +42,11 @@ pub(super) fn object(status: &Status<'_>) -> Value {
             "max_per_hour": Some(status.config.tenant.max_per_hour).filter(|max| *max > 0),
         },
         "migrations": migrations(status),
+        "rollout": fleet.rollout.as_ref().map(|rollout| json!({
+            "version": rollout.version,
+            "state": if rollout.paused { "paused" } else { "running" },
+            "why": rollout.why,
+        })),
         "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
         "template_failure": fleet.template_failure,
     })
@@ -57,21 +62,15 @@ fn remark(remark: &Remark) -> Value {
 }
 
 fn version(status: &Status<'_>, row: &VersionCount) -> Value {
-    let (standing, pending) = match status.standing(row) {
-        Standing::Current => ("current", Some(Vec::new())),
-        Standing::Behind(pending) => ("behind", Some(pending)),
-        Standing::Newer => ("newer", None),
-        Standing::Diverged => ("diverged", None),
-        Standing::Unknown => ("unknown", None),
-    };
+    let standing = status.standing(row);
     let named = |version: &i64| json!({ "version": version, "name": status.set.get(*version).map(|ours| &ours.name) });
     json!({
         "version": row.version,
         "name": row.name,
         "tenants": row.tenants,
         "migrated_at": row.migrated_at.map(moment),
-        "standing": standing,
-        "pending": pending.map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
+        "standing": standing.word(),
+        "pending": standing.pending().map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
     })
 }
 

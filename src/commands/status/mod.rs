@@ -17,7 +17,7 @@ use crate::error::{Kind, Result};
 use crate::migrations::MigrationSet;
 use crate::registry::Registry;
 use crate::registry::fleet::{Fleet, VersionCount};
-use crate::registry::sets::Relations;
+use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table, Trigger};
 use crate::registry::sweep::Room;
 
@@ -41,21 +41,6 @@ struct Signup {
     table: Table,
     /// Each table that needs a trigger, with how that stands.
     triggers: Vec<(String, Trigger)>,
-}
-
-/// How the tenants of one version stand to the set that this tenantd carries.
-#[derive(Debug, PartialEq, Eq)]
-enum Standing {
-    /// They have it.
-    Current,
-    /// They lack these versions of it.
-    Behind(Vec<i64>),
-    /// They have more.
-    Newer,
-    /// What they have contradicts it.
-    Diverged,
-    /// Nobody recorded what they have.
-    Unknown,
 }
 
 /// Writes how the fleet stands, as text or as one JSON object. Only reads; no tenant is connected to.
@@ -115,24 +100,7 @@ impl<'a> Status<'a> {
     }
 
     fn standing(&self, version: &VersionCount) -> Standing {
-        let ours = self.set.id();
-        let mut lacking = Vec::new();
-        let mut newer = false;
-        for id in version.sets.iter().filter(|id| **id != ours) {
-            match self.relations.behind.get(id) {
-                Some(pending) => lacking.extend(pending),
-                None if self.relations.newer.contains(id) => newer = true,
-                None => return Standing::Diverged,
-            }
-        }
-        lacking.sort_unstable();
-        lacking.dedup();
-        match (version.sets.is_empty(), newer, lacking.is_empty()) {
-            (true, ..) => Standing::Unknown,
-            (_, true, _) => Standing::Newer,
-            (_, _, false) => Standing::Behind(lacking),
-            _ => Standing::Current,
-        }
+        self.relations.standing(&self.set.id(), &version.sets)
     }
 
     /// A migration of ours, as in `2 add_index`.

@@ -97,7 +97,11 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         0 => String::new(),
         max => format!(" of {max}"),
     };
-    vec![
+    let rollout = fleet.rollout.as_ref().map(|rollout| {
+        let state = if rollout.paused { "paused" } else { "running" };
+        ("Rollout", format!("to version {}: {state}; `tenantd rollout` shows more", rollout.version))
+    });
+    let facts = [
         ("Waiting", waiting),
         ("In work", counted(fleet.leased, "tenant")),
         ("Daemons", daemons),
@@ -125,7 +129,8 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
             ),
         ),
         ("Registry", status.registry.to_string()),
-    ]
+    ];
+    facts.into_iter().chain(rollout).collect()
 }
 
 fn doorbell(holder: Option<&BellHolder>) -> String {

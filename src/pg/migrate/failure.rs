@@ -3,24 +3,44 @@
 use tokio_postgres::error::{DbError, ErrorPosition};
 
 use crate::error::{Error, Kind};
-use crate::migrations::Migration;
 use crate::migrations::place::{self, Place};
 use crate::migrations::split::Statement;
+use crate::migrations::{Down, Migration};
 use crate::pg::sqlstate;
 
 /// The longest piece of a line that is shown, in characters.
 const SHOWN: usize = 160;
 
-/// Why SQL of `migration` failed. `sent` is the message that the server's position counts in; `statement` begins what failed, for errors
+/// A file that is run: a migration's own, or the one that takes it back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Script<'a> {
+    pub(super) file: &'a str,
+    pub(super) sql: &'a str,
+}
+
+impl<'a> From<&'a Migration> for Script<'a> {
+    fn from(migration: &'a Migration) -> Self {
+        Script { file: &migration.file, sql: &migration.sql }
+    }
+}
+
+impl<'a> From<&'a Down> for Script<'a> {
+    fn from(down: &'a Down) -> Self {
+        Script { file: &down.file, sql: &down.sql }
+    }
+}
+
+/// Why SQL of `script` failed. `sent` is the message that the server's position counts in; `statement` begins what failed, for errors
 /// without a position.
 pub(super) fn of_sql(
-    migration: &Migration,
+    script: Script<'_>,
     error: &tokio_postgres::Error,
     sent: Statement<'_>,
     statement: Option<usize>,
 ) -> Error {
+    let Script { file, sql } = script;
     let Some(said) = error.as_db_error() else {
-        return of_ours(sqlstate::translate(error)).context(format!("apply {}", migration.file));
+        return of_ours(sqlstate::translate(error)).context(format!("apply {file}"));
     };
     let position = match said.position() {
         Some(ErrorPosition::Original(position)) => {
@@ -30,8 +50,7 @@ pub(super) fn of_sql(
         }
         _ => statement,
     };
-    let file = &migration.file;
-    let text = match position.map(|offset| place::at_byte(&migration.sql, offset)) {
+    let text = match position.map(|offset| place::at_byte(sql, offset)) {
         Some(place) => {
             let Place { line, column, .. } = place;
             format!("{file}:{line}:{column}: {}\n{line:>5} | {}", words(said), shown(place))

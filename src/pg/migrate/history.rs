@@ -27,6 +27,8 @@ pub struct AppliedRow {
     pub finished: bool,
     /// How many of its statements are done.
     pub statements_done: usize,
+    /// How many statements of its down file are done, where taking it back without a transaction was begun.
+    pub statements_undone: Option<usize>,
     /// How long the last run took, of a file without a transaction. `None` on an unfinished row: it is running, or its runner vanished in the middle of a statement;
     /// with a value there the run ended by itself, and the statement not counted was not done.
     pub duration_ms: Option<i64>,
@@ -36,7 +38,7 @@ impl AppliedRow {
     /// What comparing needs of it.
     #[must_use]
     pub fn recorded(&self) -> Recorded {
-        Recorded { entry: self.entry.clone(), finished: self.finished }
+        Recorded { entry: self.entry.clone(), finished: self.finished, half_undone: self.statements_undone.is_some() }
     }
 }
 
@@ -100,6 +102,7 @@ impl History {
                  started_at timestamptz not null,
                  applied_at timestamptz,
                  statements_done integer not null,
+                 statements_undone integer,
                  duration_ms bigint,
                  applied_by text not null
              );
@@ -116,7 +119,7 @@ impl History {
     /// connection made a moment ago has not read yet. Of a short connection that is what costs.
     pub(super) fn select(&self) -> String {
         format!(
-            "select version, name, checksum, applied_at is not null, statements_done, duration_ms from {};",
+            "select version, name, checksum, applied_at is not null, statements_done, statements_undone, duration_ms from {};",
             self.name()
         )
     }
@@ -125,7 +128,7 @@ impl History {
 /// The rows of [`History::select`] among the answers to one message.
 pub(super) fn rows(messages: &[SimpleQueryMessage]) -> Result<Vec<AppliedRow>> {
     let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) if row.len() == 6 => Some(row),
+        SimpleQueryMessage::Row(row) if row.len() == 7 => Some(row),
         _ => None,
     });
     let rows = rows.map(|row| {
@@ -143,6 +146,10 @@ fn read_row(row: &SimpleQueryRow) -> Option<AppliedRow> {
         entry,
         finished: row.get(3)? == "t",
         statements_done: row.get(4)?.parse().ok()?,
-        duration_ms: row.get(5).and_then(|text| text.parse().ok()),
+        statements_undone: match row.get(5) {
+            Some(text) => Some(text.parse().ok()?),
+            None => None,
+        },
+        duration_ms: row.get(6).and_then(|text| text.parse().ok()),
     })
 }

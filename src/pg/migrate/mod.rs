@@ -1,5 +1,7 @@
 //! Runs migrations, for the registry and for tenants alike. What to run is decided by `migrations::compare`; this is where it happens.
 
+mod account;
+mod back;
 mod failure;
 mod history;
 mod statements;
@@ -13,8 +15,10 @@ use futures_util::StreamExt;
 use futures_util::future::join;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use self::failure::{of_ours, of_sql};
+pub use self::account::Account;
+use self::failure::{Script, of_ours, of_sql};
 pub use self::history::{AppliedRow, History};
+use self::statements::Run;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::compare::{Recorded, compare};
 use crate::migrations::split::{Statement, split};
@@ -139,7 +143,7 @@ impl Executor<'_> {
                 Mode::Transaction => self.in_transaction(client, next, rows.is_some()).await?,
                 Mode::Statements => {
                     let own = connect_again().await?;
-                    self.by_statement(own.borrow(), next).await?
+                    self.by_statement(own.borrow(), Run::up(next)).await?
                 }
             };
             if let Some(done) = done {
@@ -162,12 +166,8 @@ impl Executor<'_> {
     /// `None`: what is to be applied first has changed meanwhile.
     async fn in_transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<Option<Ran>> {
         let started = Instant::now();
-        let result = self.transaction(client, next, table_is_there).await;
-        if !matches!(result, Ok(true)) {
-            // On a broken connection this fails too, and the server rolls back by itself.
-            let _ = client.batch_execute(&format!("rollback; {RESET}")).await;
-        }
-        Ok(result?.then(|| Ran::of(next, started)))
+        let done = whole(client, self.transaction(client, next, table_is_there).await).await?;
+        Ok(done.then(|| Ran::of(next, started)))
     }
 
     async fn transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<bool> {
@@ -181,14 +181,18 @@ impl Executor<'_> {
         if self.pending(&rows)?.first().is_none_or(|first| first.version != next.version) {
             return Ok(false);
         }
+        self.send_and_commit(client, next.into(), &self.finish(next)).await.map(|()| true)
+    }
+
+    /// Sends `script`, and `finish`, which writes the history and commits.
+    async fn send_and_commit(&self, client: &Client, script: Script<'_>, finish: &str) -> Result<()> {
         // Both are on their way at once, the file first: if it fails, the second finds the transaction aborted and does nothing.
-        let finish = self.finish(next);
-        let (file, finish) = join(send(client, &next.sql), client.batch_execute(&finish)).await;
+        let (file, finish) = join(send(client, script.sql), client.batch_execute(finish)).await;
         if let Err((error, done)) = file {
-            let failed = split(&next.sql).get(done).map(|statement| statement.offset);
-            return Err(of_sql(next, &error, Statement { offset: 0, text: &next.sql }, failed));
+            let failed = split(script.sql).get(done).map(|statement| statement.offset);
+            return Err(of_sql(script, &error, Statement { offset: 0, text: script.sql }, failed));
         }
-        finish.map(|()| true).map_err(|error| Self::at_the_end(next, &error))
+        finish.map_err(|error| Self::at_the_end(script, &error))
     }
 
     /// Begins a transaction that holds the lock, and tells what is applied. Never waits in the server.
@@ -259,8 +263,8 @@ impl Executor<'_> {
     }
 
     /// Why the history row could not be committed.
-    fn at_the_end(migration: &Migration, error: &tokio_postgres::Error) -> Error {
-        let file = &migration.file;
+    fn at_the_end(script: Script<'_>, error: &tokio_postgres::Error) -> Error {
+        let Script { file, sql } = script;
         // No such savepoint, or no transaction at all.
         if error.code().is_some_and(|code| ["3B001", "25P01"].contains(&code.code())) {
             let message =
@@ -268,8 +272,17 @@ impl Executor<'_> {
             return Error::new(Kind::Migration, message)
                 .hint(format!("take BEGIN and COMMIT out of {file}: tenantd runs it in a transaction"));
         }
-        of_sql(migration, error, Statement { offset: migration.sql.len(), text: "" }, None)
+        of_sql(script, error, Statement { offset: sql.len(), text: "" }, None)
     }
+}
+
+/// Leaves the transaction unless it was committed, and gives every setting back.
+async fn whole(client: &Client, committed: Result<bool>) -> Result<bool> {
+    if !matches!(committed, Ok(true)) {
+        // On a broken connection this fails too, and the server rolls back by itself.
+        let _ = client.batch_execute(&format!("rollback; {RESET}")).await;
+    }
+    committed
 }
 
 /// Sends `sql` as one message; with an error comes how many statements were done before it.

@@ -1,4 +1,4 @@
-//! Migrations without a transaction: statement by statement, each counted when done, so that a run that was cut off goes on where it stood.
+//! Migrations and down files without a transaction: statement by statement, each counted when done, so that a run that was cut off goes on where it stood.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -6,16 +6,49 @@ use std::time::Instant;
 use crate::pg::quote;
 use tokio_postgres::Client;
 
-use super::failure::{of_ours, of_sql};
+use super::failure::{Script, of_ours, of_sql};
 use super::history::AppliedRow;
 use super::{Executor, Ran, milliseconds};
 use crate::error::Result;
-use crate::migrations::Migration;
+use crate::fail_points::{Point, reach};
 use crate::migrations::split::{Statement, names, split};
+use crate::migrations::{Down, Migration};
 use crate::pg::Doing;
 
 /// A statement that was done before its count was lost answers with one of these: table, object, and the other way round, gone.
 const DONE_BEFORE: [&str; 3] = ["42P07", "42710", "42704"];
+
+/// The same of a statement that drops something: table, column, function gone.
+const GONE_BEFORE: [&str; 3] = ["42P01", "42703", "42883"];
+
+/// One file to be run.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    migration: &'a Migration,
+    script: Script<'a>,
+    /// Down to this version is taken back; `None`: the migration is applied.
+    back_to: Option<i64>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn up(migration: &'a Migration) -> Self {
+        Run { migration, script: migration.into(), back_to: None }
+    }
+
+    pub(super) fn back(migration: &'a Migration, down: &'a Down, to: i64) -> Self {
+        Run { migration, script: down.into(), back_to: Some(to) }
+    }
+
+    /// The history's column that counts its statements.
+    fn counter(&self) -> &'static str {
+        if self.back_to.is_some() { "statements_undone" } else { "statements_done" }
+    }
+
+    /// How many statements `row` counts; `None`: the run was not begun.
+    fn counted(&self, row: &AppliedRow) -> Option<usize> {
+        if self.back_to.is_some() { row.statements_undone } else { Some(row.statements_done) }
+    }
+}
 
 /// Where a run begins.
 struct Begin {
@@ -26,9 +59,10 @@ struct Begin {
 }
 
 impl Executor<'_> {
-    /// Runs `migration` on a connection of its own, which the caller closes whatever comes back: that gives the lock and every setting back.
-    /// `None`: another has applied it meanwhile, or something before it is missing.
-    pub(super) async fn by_statement(&self, client: &Client, migration: &Migration) -> Result<Option<Ran>> {
+    /// Runs a file on a connection of its own, which the caller closes whatever comes back: that gives the lock and every setting back.
+    /// `None`: another has done it meanwhile, or something is to be done before it.
+    pub(super) async fn by_statement(&self, client: &Client, run: Run<'_>) -> Result<Option<Ran>> {
+        let migration = run.migration;
         let settings = format!(
             "set lock_timeout = {}; set statement_timeout = {};",
             milliseconds(self.lock_timeout),
@@ -43,16 +77,20 @@ impl Executor<'_> {
         let rows = self.history.look(client).await?;
         let table_is_there = rows.is_some();
         let rows = rows.unwrap_or_default();
-        if self.pending(&rows)?.first().is_none_or(|first| first.version != migration.version) {
+        let first = match run.back_to {
+            None => self.pending(&rows)?.first().copied(),
+            Some(to) => self.next_back(&rows, to)?.map(|(first, _)| first),
+        };
+        if first.is_none_or(|first| first.version != migration.version) {
             return Ok(None);
         }
         let started = Instant::now();
         let found = rows.into_iter().find(|row| row.entry.version == migration.version);
-        let begin = self.begin(client, migration, found, table_is_there).await?;
-        let result = self.run_from(client, migration, &begin, started).await;
+        let begin = self.begin(client, run, found, table_is_there).await?;
+        let result = self.run_from(client, run, &begin, started).await;
         if result.is_err() {
             // Tells the next run that the statement failed by itself. Without this it is taken for cut off, so the cause is told in any case.
-            let _ = client.batch_execute(&self.count(migration, None, started)).await;
+            let _ = client.batch_execute(&self.count(run, None, started)).await;
         }
         result.map(|()| Some(Ran::of(migration, started)))
     }
@@ -73,19 +111,23 @@ impl Executor<'_> {
     async fn begin(
         &self,
         client: &Client,
-        migration: &Migration,
+        run: Run<'_>,
         found: Option<AppliedRow>,
         table_is_there: bool,
     ) -> Result<Begin> {
+        let (migration, counted) = (run.migration, found.as_ref().and_then(|row| run.counted(row)));
         // Before the role changes: what other backends build can be seen by the role that started them only.
-        let left = if found.is_some() { self.invalid_indexes(client, migration).await? } else { Vec::new() };
+        let left = if counted.is_some() { self.invalid_indexes(client, run.script.sql).await? } else { Vec::new() };
         let mut sql = self.role("set role");
         if !table_is_there {
             sql.push_str(&self.history.create(&self.protect_from));
         }
         let (name, by, version) = (self.history.name(), quote::literal(&self.applied_by), migration.version);
         let write = if found.is_some() {
-            format!("update {name} set duration_ms = null, applied_by = {by} where version = {version}")
+            let (column, done) = (run.counter(), counted.unwrap_or(0));
+            format!(
+                "update {name} set {column} = {done}, duration_ms = null, applied_by = {by} where version = {version}"
+            )
         } else {
             format!(
                 "insert into {name} (version, name, checksum, started_at, statements_done, applied_by)
@@ -95,21 +137,19 @@ impl Executor<'_> {
             )
         };
         sql.push_str(&write);
-        client.batch_execute(&sql).await.doing(|| format!("write {} into {name}", migration.file)).map_err(of_ours)?;
+        client.batch_execute(&sql).await.doing(|| format!("write {} into {name}", run.script.file)).map_err(of_ours)?;
         for index in &left {
             let drop = format!("drop index concurrently if exists {index}");
             client.batch_execute(&drop).await.doing(|| format!("drop the invalid index {index}")).map_err(of_ours)?;
         }
-        Ok(match found {
-            Some(row) => {
-                Begin { done: row.statements_done, maybe_one_more: row.duration_ms.is_none() || !left.is_empty() }
-            }
-            None => Begin { done: 0, maybe_one_more: false },
+        Ok(match (found, counted) {
+            (Some(row), Some(done)) => Begin { done, maybe_one_more: row.duration_ms.is_none() || !left.is_empty() },
+            _ => Begin { done: 0, maybe_one_more: false },
         })
     }
 
     /// Indexes that an earlier run left half built: invalid, named in the file, in a schema of the migration's, and nobody is building them.
-    async fn invalid_indexes(&self, client: &Client, migration: &Migration) -> Result<Vec<String>> {
+    async fn invalid_indexes(&self, client: &Client, sql: &str) -> Result<Vec<String>> {
         // Only plain indexes: that of a partitioned table is rightly invalid until all its parts are attached.
         let select = "select n.nspname::text, c.relname::text
              from pg_catalog.pg_index i
@@ -119,7 +159,7 @@ impl Executor<'_> {
                and not exists (select from pg_catalog.pg_stat_progress_create_index p
                                where p.datname = pg_catalog.current_database() and p.index_relid = c.oid)";
         let rows = client.query(select, &[]).await.doing(|| "look for invalid indexes".to_owned()).map_err(of_ours)?;
-        let names: HashSet<_> = names(&migration.sql).collect();
+        let names: HashSet<_> = names(sql).collect();
         let found = rows.iter().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
         Ok(found
             .filter(|(schema, index)| {
@@ -129,8 +169,8 @@ impl Executor<'_> {
             .collect())
     }
 
-    async fn run_from(&self, client: &Client, migration: &Migration, begin: &Begin, started: Instant) -> Result<()> {
-        let statements = split(&migration.sql);
+    async fn run_from(&self, client: &Client, run: Run<'_>, begin: &Begin, started: Instant) -> Result<()> {
+        let statements = split(run.script.sql);
         for (index, statement) in statements.iter().enumerate() {
             // What a SET did ended with the session that was cut off.
             let is_setting = statement.words().next().is_some_and(|word| word == "set");
@@ -138,46 +178,49 @@ impl Executor<'_> {
                 continue;
             }
             let may_be_done = index == begin.done && begin.maybe_one_more;
-            self.run_one(client, migration, *statement, may_be_done).await?;
+            Self::run_one(client, run, *statement, may_be_done).await?;
+            if run.back_to.is_some() {
+                reach(Point::StatementUndone);
+            }
             if index >= begin.done && index + 1 < statements.len() {
-                let count = self.count(migration, Some(index + 1), started);
-                client.batch_execute(&count).await.doing(|| count_of(migration)).map_err(of_ours)?;
+                let count = self.count(run, Some(index + 1), started);
+                client.batch_execute(&count).await.doing(|| count_of(run)).map_err(of_ours)?;
             }
         }
-        let finish = format!(
-            "update {} set applied_at = pg_catalog.clock_timestamp(), statements_done = {}, duration_ms = {} where version = {}",
-            self.history.name(),
-            statements.len(),
-            started.elapsed().as_millis(),
-            migration.version
-        );
-        client.batch_execute(&finish).await.doing(|| count_of(migration)).map_err(of_ours)
+        let (history, version) = (self.history.name(), run.migration.version);
+        let finish = if run.back_to.is_some() {
+            format!("delete from {history} where version = {version}")
+        } else {
+            format!(
+                "update {history} set applied_at = pg_catalog.clock_timestamp(), statements_done = {}, duration_ms = {} where version = {version}",
+                statements.len(),
+                started.elapsed().as_millis()
+            )
+        };
+        client.batch_execute(&finish).await.doing(|| count_of(run)).map_err(of_ours)
     }
 
-    async fn run_one(
-        &self,
-        client: &Client,
-        migration: &Migration,
-        statement: Statement<'_>,
-        may_be_done: bool,
-    ) -> Result<()> {
-        match client.batch_execute(statement.text).await {
-            Err(error) if may_be_done && error.code().is_some_and(|code| DONE_BEFORE.contains(&code.code())) => Ok(()),
-            Err(error) => Err(of_sql(migration, &error, statement, Some(statement.offset))),
-            Ok(()) => Ok(()),
+    async fn run_one(client: &Client, run: Run<'_>, statement: Statement<'_>, may_be_done: bool) -> Result<()> {
+        let Err(error) = client.batch_execute(statement.text).await else { return Ok(()) };
+        let done_before = |code: &str| {
+            DONE_BEFORE.contains(&code) || GONE_BEFORE.contains(&code) && statement.words().any(|word| word == "drop")
+        };
+        if may_be_done && error.code().is_some_and(|code| done_before(code.code())) {
+            return Ok(());
         }
+        Err(of_sql(run.script, &error, statement, Some(statement.offset)))
     }
 
     /// Counts `done` statements; without a number, writes down that the run ended.
-    fn count(&self, migration: &Migration, done: Option<usize>, started: Instant) -> String {
+    fn count(&self, run: Run<'_>, done: Option<usize>, started: Instant) -> String {
         let what = match done {
-            Some(done) => format!("statements_done = {done}"),
+            Some(done) => format!("{} = {done}", run.counter()),
             None => format!("duration_ms = {}", started.elapsed().as_millis()),
         };
-        format!("update {} set {what} where version = {}", self.history.name(), migration.version)
+        format!("update {} set {what} where version = {}", self.history.name(), run.migration.version)
     }
 }
 
-fn count_of(migration: &Migration) -> String {
-    format!("count the statements done of {}", migration.file)
+fn count_of(run: Run<'_>) -> String {
+    format!("count the statements done of {}", run.script.file)
 }

@@ -1,0 +1,163 @@
+//! `tenantd rollout`: how the newest migrations go through the fleet, and a person's word on it.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::given::Given;
+use super::{ExitStatus, output};
+use crate::error::Result;
+use crate::provision::Context;
+use crate::registry::rollouts::{Canaries, Rollout, RolloutState};
+
+/// `tenantd rollout`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tenantd rollout                           how it stands, and what is left
+  tenantd rollout pause --why 'bank holiday'
+  tenantd rollout resume && tenantd migrate")]
+pub struct Arguments {
+    /// What to do with it [default: show]
+    #[command(subcommand)]
+    pub order: Option<Order>,
+}
+
+/// A person's word on the rollout of the migrations that this tenantd carries. Whoever drives it hears of it within a second, and ends after
+/// the tenants in hand.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Order {
+    /// Show how it stands
+    Show,
+    /// No further tenant gets them until it is resumed; also before it began
+    Pause {
+        /// For whoever reads it
+        #[arg(long, value_name = "TEXT", default_value = "by hand")]
+        why: String,
+    },
+    /// Go on, also where every canary failed: the next sweep does
+    Resume,
+    /// Give it up: tenants that do not have them stay as they are
+    Abort {
+        /// For whoever reads it
+        #[arg(long, value_name = "TEXT", default_value = "by hand")]
+        why: String,
+    },
+}
+
+/// A rollout, and how the fleet stands to it.
+struct Shown {
+    rollout: Option<Rollout>,
+    version: i64,
+    canaries: Option<Canaries>,
+    left: i64,
+    lanes: usize,
+}
+
+/// Carries the order out, and shows how the rollout stands. [`ExitStatus::Findings`] when it is paused.
+///
+/// # Errors
+/// [`Kind::Usage`](crate::error::Kind::Usage) for an order that it is under already, or when it is done. The main database cannot be reached.
+pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> Result<ExitStatus> {
+    let context = given.context().await?;
+    let order = match arguments.order.clone() {
+        None | Some(Order::Show) => None,
+        Some(Order::Pause { why }) => Some((RolloutState::Paused, why)),
+        Some(Order::Resume) => Some((RolloutState::Running, String::new())),
+        Some(Order::Abort { why }) => Some((RolloutState::Aborted, why)),
+    };
+    if let Some((to, why)) = order {
+        context.registry.order_rollout(&context.set, to, &why).await?;
+    }
+    let shown = look(&context).await?;
+    if given.json {
+        output::object(out, &shown.object())?;
+    } else {
+        output::text(out, &shown.text())?;
+    }
+    let paused = shown.rollout.as_ref().is_some_and(|rollout| rollout.state == RolloutState::Paused);
+    Ok(if paused { ExitStatus::Findings } else { ExitStatus::Well })
+}
+
+async fn look(context: &Context) -> Result<Shown> {
+    let (registry, id) = (&context.registry, context.set.id());
+    let behind: Vec<String> = context.relations.behind.keys().cloned().collect();
+    let rollout = registry.rollout(&id).await?;
+    let canaries = match rollout.as_ref().and_then(|rollout| rollout.canaries.as_ref()) {
+        Some(chosen) => Some(registry.canaries(&id, &behind, chosen).await?),
+        None => None,
+    };
+    Ok(Shown {
+        rollout,
+        version: context.set.newest_version(),
+        canaries,
+        left: registry.count_behind(&behind).await?,
+        lanes: context.config.sweep.parallel,
+    })
+}
+
+impl Shown {
+    /// What the rest will take, by what the canaries took, in seconds.
+    fn estimate(&self) -> Option<f64> {
+        let (average, _) = self.rollout.as_ref()?.took?;
+        let left = u32::try_from(self.left).unwrap_or(u32::MAX);
+        let lanes = u32::try_from(self.lanes).unwrap_or(u32::MAX).max(1);
+        Some(average.as_secs_f64() * f64::from(left) / f64::from(lanes))
+    }
+
+    fn text(&self) -> String {
+        let Some(rollout) = &self.rollout else {
+            return format!("no rollout: every tenant gets version {} by the way\n", self.version);
+        };
+        let why = rollout.why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
+        let mut text = format!("rollout to version {}: {}{why}\n", rollout.version, rollout.state);
+        text.push_str(&format!("began {} for {}\n", rollout.started_at, output::line(&rollout.started_by)));
+        if let Some(driver) = &rollout.driver {
+            text.push_str(&format!("driven by {}\n", output::line(driver)));
+        }
+        match (&self.canaries, rollout.passed) {
+            (_, true) => text.push_str("canaries: passed; new tenants get it\n"),
+            (Some(stand), false) => text.push_str(&format!(
+                "canaries: {} have it, {} failed, {} are left; new tenants get the version before\n",
+                stand.migrated, stand.failed, stand.left
+            )),
+            (None, false) => text.push_str("canaries: not chosen yet; new tenants get the version before\n"),
+        }
+        text.push_str(&format!(
+            "{} behind of {}\n",
+            output::counted(self.left, "tenant"),
+            rollout.behind.max(self.left)
+        ));
+        if let (Some((average, longest)), Some(seconds)) = (rollout.took, self.estimate())
+            && self.left > 0
+        {
+            text.push_str(&format!(
+                "estimate: {} for the rest with {} lanes; a canary took {} on average and {} at most, and no lock was held longer\n",
+                output::duration(std::time::Duration::from_secs_f64(seconds)),
+                self.lanes,
+                output::duration(average),
+                output::duration(longest)
+            ));
+        }
+        text
+    }
+
+    fn object(&self) -> Value {
+        let rollout = self.rollout.as_ref();
+        json!({
+            "version": self.version,
+            "state": rollout.map(|rollout| rollout.state.word()),
+            "why": rollout.and_then(|rollout| rollout.why.clone()),
+            "passed": rollout.is_none_or(|rollout| rollout.passed),
+            "canaries": rollout.and_then(|rollout| rollout.canaries.clone()),
+            "canaries_migrated": self.canaries.map(|stand| stand.migrated),
+            "canaries_failed": self.canaries.map(|stand| stand.failed),
+            "behind": self.left,
+            "driver": rollout.and_then(|rollout| rollout.driver.clone()),
+            "started_at": rollout.map(|rollout| rollout.started_at.to_string()),
+            "started_by": rollout.map(|rollout| rollout.started_by.clone()),
+            "estimate_seconds": self.estimate(),
+            "longest_seconds": rollout.and_then(|rollout| rollout.took).map(|(_, longest)| longest.as_secs_f64()),
+        })
+    }
+}
