@@ -207,14 +207,39 @@ impl Status<'_> {
     /// What is good to know and needs nobody now.
     pub(super) fn good_to_know(&self) -> Vec<Remark> {
         let mut notes = Vec::new();
-        let (held, failing, strays, room) =
-            (self.with_work("held"), self.with_work("failing"), self.fleet.strays, self.room);
+        let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
+        let held = self.with("requested", "held");
         let max = i64::from(self.config.tenant.max);
         if held > 0 {
             notes.push(remark(
                 "held",
                 format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
                 "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        let (by_hand, deleting) = (self.with("ready", "held"), self.with("deleting", "held"));
+        if by_hand > 0 {
+            notes.push(remark(
+                "held_by_hand",
+                format!("{} held by a person, out of sweeps and migrations.", counted_are(by_hand, "tenant")),
+                "`tenantd release KEY` gives one back; `tenantd list --work held` shows them.",
+            ));
+        }
+        if deleting > 0 {
+            notes.push(remark(
+                "deleting",
+                format!("{} dropped, and in the time of grace.", counted_are(deleting, "tenant")),
+                "A sweep drops each for good when that is over; `tenantd restore KEY` takes one back until then.",
+            ));
+        }
+        if self.fleet.again > 0 {
+            notes.push(remark(
+                "signed_up_again",
+                format!(
+                    "{} signed up again while the tenant was being deleted.",
+                    counted(self.fleet.again, "key")
+                ),
+                "They get new ones when the time of grace is over; `tenantd restore KEY` gives one its old tenant back now.",
             ));
         }
         if failing > 0 {
