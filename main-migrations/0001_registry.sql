@@ -155,6 +155,8 @@ create table if not exists tenantd.spare (
     maker text,
     -- Somebody was in its way; not tried before.
     busy_until timestamptz,
+    -- A scratch database, which a command looks into or tries something in until then, and drops.
+    scratch_until timestamptz,
     created_at timestamptz not null default now()
 );
 

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::check::Check;
+use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, rollback, rollout};
+use crate::commands::{migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -74,6 +76,10 @@ pub enum Command {
     Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// A new migration and its down file, with the next version
+    New(new::Arguments),
+    /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
+    Check(Check),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -90,6 +96,8 @@ pub enum Command {
     Release(crate::commands::hold::Release),
     /// Show who holds tenants and locks, and free what dead processes left
     ReleaseLock(crate::commands::release_lock::ReleaseLock),
+    /// What keeps a fleet from being made or kept, found before the first signup meets it
+    Doctor(Doctor),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -117,6 +125,8 @@ impl Command {
             Command::Migrate(_) => "migrate",
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
+            Command::New(_) => "new",
+            Command::Check(_) => "check",
             Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",
             Command::Restore(_) => "restore",
@@ -125,6 +135,7 @@ impl Command {
             Command::Hold(_) => "hold",
             Command::Release(_) => "release",
             Command::ReleaseLock(_) => "release-lock",
+            Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",

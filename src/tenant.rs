@@ -10,6 +10,9 @@ use crate::error::{Error, Kind, Result};
 /// Postgres cuts longer identifiers off without an error, so that two long names could become one.
 pub const MAX_IDENTIFIER_BYTES: usize = 63;
 
+/// Begins every random name: of spares, templates and what else is no tenant's.
+pub const RANDOM_PREFIX: &str = "tenantd_";
+
 /// Begins the random name under which a database is made; see `provision`.
 pub const SPARE_PREFIX: &str = "tenantd_spare_";
 

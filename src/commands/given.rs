@@ -66,6 +66,16 @@ impl Given {
         let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
         Ok(Arc::new(Context::prepare(server, registry, config, set, Supply::default()).await?))
     }
+
+    /// The same for a command that looks first of all: nothing is written down, and no rollout begun.
+    ///
+    /// # Errors
+    /// As [`Registry::open`]'s.
+    pub async fn looking(&self) -> Result<Arc<Context>> {
+        let registry = self.registry().await?;
+        let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
+        Ok(Arc::new(Context::looking(server, registry, config, set, Supply::default()).await?))
+    }
 }
 
 impl Given {

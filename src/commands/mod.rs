@@ -1,13 +1,17 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod backup;
+pub mod check;
 pub mod config;
+pub mod doctor;
 pub mod drop;
 pub mod events;
 pub mod given;
 pub mod hold;
 pub mod list;
+pub mod main_schema;
 pub mod migrate;
+pub mod new;
 pub mod output;
 pub mod progress;
 pub mod psql;
@@ -103,6 +107,11 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         return Ok(ExitStatus::Well.into());
     }
+    // Before the migrations are read: a folder that cannot be used yet may be written into.
+    if let Some(Command::New(arguments)) = &cli.command {
+        new::run(&loaded.config, arguments, cli.json, &mut out)?;
+        return Ok(ExitStatus::Well.into());
+    }
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
@@ -114,6 +123,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
         return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
     };
+    if let Command::Doctor(arguments) = &command {
+        // What the others cannot begin with, migrations that do not load, is among what it looks for.
+        let (config, worker) = (&loaded.config, worker(&loaded.config, command.word()));
+        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
+        return Ok(doctor::run(&server, config, &worker, &tasks, arguments, cli.json, &mut out).await?.into());
+    }
     let given = Given::new(Arc::new(loaded.config), command.word(), tasks, cli.json)?;
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
@@ -129,13 +144,14 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
         Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
         Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
-        Command::Config(_) => unreachable!("answered above"),
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
         Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
         Command::Psql(arguments) => psql::run(&given, arguments).await?,
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
+        Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::New(_) | Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())
 }

@@ -10,24 +10,27 @@
 //! history of what was done.
 
 mod by_hand;
+pub mod check;
 pub mod claim;
 pub mod databases;
 pub mod departure;
+pub mod doctor;
 pub mod doorbell;
 pub mod dropped;
 pub mod events;
 pub mod fleet;
-mod grants;
+pub mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
 pub mod locks;
 pub mod lookup;
-mod parts;
+pub mod parts;
 pub mod print;
 mod record;
 pub mod rollback;
 pub mod rollouts;
+pub mod schema;
 pub mod sets;
 pub mod signup;
 pub mod spares;

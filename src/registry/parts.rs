@@ -34,7 +34,10 @@ const FUNCTIONS: [&str; 8] = [
 ];
 
 /// Those that are not there, by name.
-pub(super) async fn missing(client: &Client) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The main database cannot be asked.
+pub async fn missing(client: &Client) -> Result<Vec<String>> {
     let row = client
         .query_typed_one(
             "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null

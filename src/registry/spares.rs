@@ -85,6 +85,7 @@ pub(super) const RELEASED: &str = "s.made_at is not null and s.key is not null
 /// Whether nobody is making the spare `s` any more.
 pub(super) const STRAY: &str = "s.made_at is null
     and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
+    and (s.scratch_until is null or s.scratch_until <= now())
     and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
 
 impl Registry {
@@ -288,6 +289,20 @@ impl Registry {
         self.execute("delete from tenantd.spare where name = $1", &[(&spare, Type::TEXT)], || {
             format!("forget the spare {spare:?}")
         })
+        .await
+        .map(drop)
+    }
+
+    /// Writes down the random name `scratch` of a scratch database before it is made. It is no stray for `lasts`.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn announce_scratch(&self, scratch: &str, lasts: Duration) -> Result<()> {
+        self.execute(
+            "insert into tenantd.spare (name, maker, scratch_until) values ($1, $2, now() + $3 * interval '1 second')",
+            &[(&scratch, Type::TEXT), (&self.worker, Type::TEXT), (&lasts.as_secs_f64(), Type::FLOAT8)],
+            || format!("write down the scratch database {scratch:?}"),
+        )
         .await
         .map(drop)
     }

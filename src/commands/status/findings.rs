@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Status;
+use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
 use crate::registry::signup::Trigger;
@@ -126,6 +127,13 @@ impl Status<'_> {
                 "Mend what it says, then reload the daemon; a template that can be built is built by itself.",
             ));
         }
+        if let Some(Err(error)) = &self.main_schema {
+            found.push(remark(
+                "main_schema",
+                format!("The application's own schema cannot be migrated: {}.", error.chain().trim_end_matches('.')),
+                error.advice().unwrap_or("`tenantd migrate main --dry-run` says what stands in the way."),
+            ));
+        }
         if self.newer > 0 {
             let have = if self.newer == 1 { "has" } else { "have" };
             found.push(remark(
@@ -204,27 +212,8 @@ impl Status<'_> {
         }
     }
 
-    /// What is good to know and needs nobody now.
-    pub(super) fn good_to_know(&self) -> Vec<Remark> {
-        let mut notes = Vec::new();
-        let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
-        let held = self.with("requested", "held");
-        let max = i64::from(self.config.tenant.max);
-        if held > 0 {
-            notes.push(remark(
-                "held",
-                format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
-                "`tenantd setup --backfill` makes them due.",
-            ));
-        }
-        let (by_hand, deleting) = (self.with("ready", "held"), self.with("deleting", "held"));
-        if by_hand > 0 {
-            notes.push(remark(
-                "held_by_hand",
-                format!("{} held by a person, out of sweeps and migrations.", counted_are(by_hand, "tenant")),
-                "`tenantd release KEY` gives one back; `tenantd list --work held` shows them.",
-            ));
-        }
+    fn note_deleting(&self, notes: &mut Vec<Remark>) {
+        let deleting = self.with("deleting", "held");
         if deleting > 0 {
             notes.push(remark(
                 "deleting",
@@ -240,6 +229,44 @@ impl Status<'_> {
                     counted(self.fleet.again, "key")
                 ),
                 "They get new ones when the time of grace is over; `tenantd restore KEY` gives one its old tenant back now.",
+            ));
+        }
+    }
+
+    /// What is good to know and needs nobody now.
+    pub(super) fn good_to_know(&self) -> Vec<Remark> {
+        let mut notes = Vec::new();
+        let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
+        let held = self.with("requested", "held");
+        let kept = self.with("ready", "held");
+        let max = i64::from(self.config.tenant.max);
+        if held > 0 {
+            notes.push(remark(
+                "held",
+                format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
+                "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        self.note_deleting(&mut notes);
+        if let Some(Ok(Reached { pending, .. })) = &self.main_schema
+            && !pending.is_empty()
+        {
+            let lacking = counted(i64::try_from(pending.len()).unwrap_or(i64::MAX), "migration");
+            notes.push(remark(
+                "main_schema_behind",
+                format!("The application's own schema lacks {lacking}."),
+                "`tenantd migrate main` applies what it lacks.",
+            ));
+        }
+        if kept > 0 {
+            notes.push(remark(
+                "kept",
+                format!(
+                    "{} held: sweeps leave {} alone.",
+                    counted_are(kept, "tenant"),
+                    if kept == 1 { "it" } else { "them" }
+                ),
+                "`tenantd release` lets a tenant go on.",
             ));
         }
         if failing > 0 {
