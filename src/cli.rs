@@ -12,7 +12,7 @@ use crate::commands::psql::Psql;
 use crate::commands::show::Show;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, new, rollback, rollout};
+use crate::commands::{lint, migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -78,6 +78,8 @@ pub enum Command {
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
     New(new::Arguments),
+    /// Try migrations on a scratch database, and say what in them may hurt
+    Lint(lint::Arguments),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
@@ -112,6 +114,7 @@ impl Command {
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
+            Command::Lint(_) => "lint",
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
             Command::Doctor(_) => "doctor",

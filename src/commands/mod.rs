@@ -6,6 +6,7 @@ pub mod config;
 pub mod doctor;
 pub mod events;
 pub mod given;
+pub mod lint;
 pub mod list;
 pub mod main_schema;
 pub mod migrate;
@@ -130,6 +131,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
         Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
+        Command::Lint(arguments) => return lint::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,

@@ -22,6 +22,7 @@ mod failing;
 pub mod fleet;
 mod going_back;
 mod harness;
+mod lint;
 mod list;
 mod lookup;
 mod main_schema;

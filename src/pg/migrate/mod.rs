@@ -4,6 +4,7 @@ mod account;
 mod back;
 mod failure;
 mod history;
+pub mod measure;
 mod statements;
 
 use std::borrow::Borrow;
