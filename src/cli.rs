@@ -80,10 +80,24 @@ pub enum Command {
     New(new::Arguments),
     /// Try migrations on a scratch database, and say what in them may hurt
     Lint(lint::Arguments),
-    /// Write tenants to files, as `pg_dump` does
-    Backup(crate::commands::backup::Backup),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
+    /// Make failing and parked tenants due at once
+    Retry(crate::commands::retry::Retry),
+    /// Take a tenant away: after a backup, and for a time of grace
+    Drop(crate::commands::drop::Drop),
+    /// Take a tenant back, in its time of grace or from a backup
+    Restore(crate::commands::restore::Restore),
+    /// Empty tenants, and migrate them anew
+    Reset(crate::commands::reset::Reset),
+    /// Write tenants to files, as `pg_dump` does
+    Backup(crate::commands::backup::Backup),
+    /// Keep tenants as they are: out of sweeps and migrations
+    Hold(crate::commands::hold::Hold),
+    /// Give held tenants back to the daemons
+    Release(crate::commands::hold::Release),
+    /// Show who holds tenants and locks, and free what dead processes left
+    ReleaseLock(crate::commands::release_lock::ReleaseLock),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
     Doctor(Doctor),
     /// Check or show the settings
@@ -118,6 +132,13 @@ impl Command {
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
             Command::Doctor(_) => "doctor",
+            Command::Retry(_) => "retry",
+            Command::Drop(_) => "drop",
+            Command::Restore(_) => "restore",
+            Command::Reset(_) => "reset",
+            Command::Hold(_) => "hold",
+            Command::Release(_) => "release",
+            Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
             Command::List(_) => "list",
             Command::Show(_) => "show",

@@ -90,7 +90,8 @@ impl Given {
     {
         let requests = Requests::of_process(&self.tasks)?;
         tokio::select! {
-            status = work(requests.stop.clone()) => status.map(ExitCode::from),
+            // On the heap: commands are large.
+            status = Box::pin(work(requests.stop.clone())) => status.map(ExitCode::from),
             code = requests.forced() => Ok(code.into()),
         }
     }

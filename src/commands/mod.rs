@@ -4,8 +4,10 @@ pub mod backup;
 pub mod check;
 pub mod config;
 pub mod doctor;
+pub mod drop;
 pub mod events;
 pub mod given;
+pub mod hold;
 pub mod lint;
 pub mod list;
 pub mod main_schema;
@@ -14,7 +16,11 @@ pub mod new;
 pub mod output;
 pub mod progress;
 pub mod psql;
+pub mod release_lock;
 pub mod report;
+pub mod reset;
+pub mod restore;
+pub mod retry;
 pub mod rollback;
 pub mod rollout;
 pub mod serve;
@@ -140,6 +146,13 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
+        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
+        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
+        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
+        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
+        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
+        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
         Command::New(_) | Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

@@ -37,6 +37,8 @@ pub struct Fleet {
     pub strays: i64,
     /// Why the template of a migration set could not be built, in full; the last one's.
     pub template_failure: Option<String>,
+    /// The newest rollout that runs or is paused.
+    pub rollout: Option<Going>,
     /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
     pub problems: Vec<Problem>,
     /// The daemons that are connected, by the name they give their connections (`host:pid:random`).
@@ -45,6 +47,17 @@ pub struct Fleet {
     pub bell: Option<BellHolder>,
     /// How full the server's queue of notifications is, from 0 to 1.
     pub notification_queue: f64,
+}
+
+/// A rollout that is not through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Going {
+    /// The version it goes to.
+    pub version: i64,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Why.
+    pub why: Option<String>,
 }
 
 /// Tenants of one state and work.
@@ -142,8 +155,12 @@ select now() as at,
        extract(epoch from now() - least(
            (select min(due_at) from tenantd.tenant
             where work = 'due' and due_at <= now() and (leased_until is null or leased_until <= now())), new.since))::float8 as overdue,
-       pg_notification_queue_usage() as queue
-from (select min(signed_up_at) as since from tenantd.signup) new";
+       pg_notification_queue_usage() as queue,
+       r.version as rollout_version, r.state = 'paused' as rollout_paused, r.why as rollout_why
+from (select min(signed_up_at) as since from tenantd.signup) new
+left join (
+    select version, state, why from tenantd.rollout where state in ('running', 'paused') order by version desc limit 1
+) r on true";
 
 const DAEMONS: &str = "
 select distinct split_part(application_name, ' ', 2) as daemon from pg_stat_activity
@@ -193,6 +210,7 @@ impl Registry {
             making: field(&gauges, "making")?,
             strays: field(&gauges, "strays")?,
             template_failure: field(&gauges, "template_failure")?,
+            rollout: going(&gauges)?,
             problems: problems.iter().map(problem).collect::<Result<_>>()?,
             daemons: daemons.iter().map(|row| field(row, "daemon")).collect::<Result<_>>()?,
             bell,
@@ -221,6 +239,11 @@ async fn bell_holder(client: &Client) -> Result<Option<BellHolder>> {
         })
     })
     .transpose()
+}
+
+fn going(gauges: &Row) -> Result<Option<Going>> {
+    let Some(version) = field(gauges, "rollout_version")? else { return Ok(None) };
+    Ok(Some(Going { version, paused: field(gauges, "rollout_paused")?, why: field(gauges, "rollout_why")? }))
 }
 
 fn count(row: &Row) -> Result<Count> {

@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
 use super::signup::{self, Function, Table, Trigger};
-use super::{Registry, Worker, field, grants, parts, schema};
+use super::{Registry, Worker, departure, field, grants, parts, schema};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
@@ -66,6 +66,7 @@ impl Registry {
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
+            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
         }
         if !identity.users_held || another_table {
             hold_users(&session, &table, config, &mut changes, &mut notes).await?;
@@ -98,6 +99,7 @@ impl Registry {
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
+            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
             if !identity.users_held {
                 hold_users(&session, &table, config, &mut changes, &mut notes).await?;
             }

@@ -184,6 +184,54 @@ impl Registry {
         Err(Error::new(Kind::Template, format!("the template {template:?} was retired")))
     }
 
+    /// Writes down the random name `spare` before an empty database is made under it for the claimed tenant.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`] when the claim is not ours any more. The main database cannot be reached.
+    pub async fn announce_for(&self, claim: &Claim, spare: &str) -> Result<()> {
+        let written = self
+            .execute(
+                "insert into tenantd.spare (name, key, attempt) select $1, key, attempt from tenantd.tenant
+                 where key = $2 and attempt = $3 and leased_by = $4 and leased_until > now()",
+                &[
+                    (&spare, Type::TEXT),
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&self.worker, Type::TEXT),
+                ],
+                || format!("write down the database {spare:?}"),
+            )
+            .await?;
+        fenced(written, claim)
+    }
+
+    /// Writes down what the database `spare`, made for the claimed tenant, holds: its newest migration, and the set if that is known.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`] when it was taken for a stray meanwhile. The main database cannot be reached.
+    pub async fn describe_spare(
+        &self,
+        claim: &Claim,
+        spare: &str,
+        version: Option<i64>,
+        migration_set: Option<&str>,
+    ) -> Result<()> {
+        let written = self
+            .execute(
+                "update tenantd.spare set version = $4, migration_set = $5 where name = $1 and key = $2 and attempt = $3",
+                &[
+                    (&spare, Type::TEXT),
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&version, Type::INT8),
+                    (&migration_set, Type::TEXT),
+                ],
+                || format!("write down what the database {spare:?} holds"),
+            )
+            .await?;
+        fenced(written, claim)
+    }
+
     /// Keeps a spare for anyone: one that was just made, or that the tenant it was meant for does not take. False: it was taken for a stray
     /// meanwhile.
     ///

@@ -39,6 +39,7 @@ impl Collector for FleetGauges {
         gauge(&mut encoder, "waiting_oldest", help, Some(&Unit::Seconds), &waiting)?;
         gauge(&mut encoder, "leased", "Tenants that are being worked on", None, &fleet.leased)?;
         spares(&mut encoder, fleet)?;
+        rollout(&mut encoder, fleet)?;
         let daemons = i64::try_from(fleet.daemons.len()).unwrap_or(i64::MAX);
         gauge(&mut encoder, "daemons", "Daemons connected to the main database", None, &daemons)?;
         let help = "How full the server's queue of notifications is; at 1 commits fail";
@@ -76,6 +77,16 @@ fn spares(encoder: &mut DescriptorEncoder, fleet: &Fleet) -> Result<(), Error> {
     let mut family = encoder.encode_descriptor("spares", help, None, MetricType::Gauge)?;
     for (standing, spares) in [("at_hand", fleet.at_hand), ("making", fleet.making), ("stray", fleet.strays)] {
         ConstGauge::new(spares).encode(family.encode_family(&[("standing", standing)])?)?;
+    }
+    Ok(())
+}
+
+fn rollout(encoder: &mut DescriptorEncoder, fleet: &Fleet) -> Result<(), Error> {
+    let help = "Whether new migrations are on their way through the fleet (1) or not (0): running, or paused and waiting for a person";
+    let mut family = encoder.encode_descriptor("rollout", help, None, MetricType::Gauge)?;
+    for (state, paused) in [("running", false), ("paused", true)] {
+        let so = fleet.rollout.as_ref().is_some_and(|rollout| rollout.paused == paused);
+        ConstGauge::new(i64::from(so)).encode(family.encode_family(&[("state", state)])?)?;
     }
     Ok(())
 }

@@ -15,13 +15,19 @@ mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
 pub mod crowd;
+mod departing;
 mod doctor;
 mod doorbell;
 mod doorbell_faults;
+mod dropping;
 mod failing;
 pub mod fleet;
 mod going_back;
 mod harness;
+mod holding;
+pub mod life;
+#[cfg(debug_assertions)]
+mod life_crashes;
 mod lint;
 mod list;
 mod lookup;
@@ -35,6 +41,7 @@ mod outages;
 pub mod pages;
 mod program;
 mod provisioning;
+mod restoring;
 #[cfg(debug_assertions)]
 mod rollback;
 mod rollouts;

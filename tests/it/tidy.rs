@@ -14,7 +14,7 @@ const ROWS: [(&str, &[&str]); 7] = [
     ("rules", &["config", "retry", "plan", "migrations"]),
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),
-    ("work", &["isolation", "provision", "sweep", "spares", "backup"]),
+    ("work", &["isolation", "provision", "sweep", "spares", "backup", "life"]),
     (
         "service",
         &[

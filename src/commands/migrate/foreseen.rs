@@ -101,8 +101,11 @@ fn text(context: &Context, foreseen: &[Foreseen], versions: &BTreeSet<i64>) -> S
             text.push('\n');
         }
     }
+    if !text.is_empty() {
+        text.push('\n');
+    }
     let tenants = output::counted(i64::try_from(foreseen.len()).unwrap_or(i64::MAX), "tenant");
-    let _ = writeln!(text, "\n{tenants} would be worked on; nothing was changed");
+    let _ = writeln!(text, "{tenants} would be worked on; nothing was changed");
     text
 }
 

@@ -89,6 +89,14 @@ impl Status<'_> {
     }
 
     fn find_in_set(&self, found: &mut Vec<Remark>) {
+        if let Some(rollout) = self.fleet.rollout.as_ref().filter(|rollout| rollout.paused) {
+            let why = rollout.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            found.push(remark(
+                "rollout_paused",
+                format!("The rollout to version {} is paused{why}.", rollout.version),
+                "Mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up.",
+            ));
+        }
         let listed = |head: String, reasons: &[String]| format!("{head}\n{}", reasons.join("\n"));
         if !self.relations.refused.is_empty() {
             found.push(remark(

@@ -44,6 +44,11 @@ pub(super) fn object(status: &Status<'_>) -> Value {
             "max_per_hour": Some(status.config.tenant.max_per_hour).filter(|max| *max > 0),
         },
         "migrations": migrations(status),
+        "rollout": fleet.rollout.as_ref().map(|rollout| json!({
+            "version": rollout.version,
+            "state": if rollout.paused { "paused" } else { "running" },
+            "why": rollout.why,
+        })),
         "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
         "template_failure": fleet.template_failure,
         "main_schema": status.main_schema.as_ref().map(|standing| main_schema(status, standing)),

@@ -99,6 +99,10 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         0 => String::new(),
         max => format!(" of {max}"),
     };
+    let rollout = fleet.rollout.as_ref().map(|rollout| {
+        let state = if rollout.paused { "paused" } else { "running" };
+        ("Rollout", format!("to version {}: {state}; `tenantd rollout` shows more", rollout.version))
+    });
     let mut facts = vec![
         ("Waiting", waiting),
         ("In work", counted(fleet.leased, "tenant")),
@@ -131,6 +135,7 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
     if let Some(main_schema) = &status.main_schema {
         facts.push(("Main schema", self::main_schema(main_schema)));
     }
+    facts.extend(rollout);
     facts
 }
 

@@ -70,10 +70,10 @@ async fn run(client: &Client, migration: &Migration, owner: Option<&str>) -> Res
             let rewritten = now.is_some() && *before != now;
             *before = now;
             let mut tell = |how| touched.push(Touched { offset: statement.offset, table: table.clone(), how });
+            let first = known.insert(oid);
             if rewritten && !empties {
                 tell(How::Rewritten);
-            }
-            if known.insert(oid) {
+            } else if first {
                 tell(How::Held);
             }
         }
