@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::adopt::Adopt;
 use crate::commands::check::Check;
+use crate::commands::create::Create;
 use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
+use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
 use crate::commands::{lint, migrate, new, rollback, rollout};
@@ -82,6 +85,8 @@ pub enum Command {
     Lint(lint::Arguments),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
+    /// Take databases that are there already into the registry, after showing what would be recorded
+    Adopt(Adopt),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -103,6 +108,8 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make tenants without a signup
+    Create(Create),
     /// The tenants, filtered and sorted
     List(List),
     /// One tenant in full: state, database, last error, migrations, events
@@ -113,6 +120,8 @@ pub enum Command {
     Psql(Psql),
     /// Wait until a tenant is ready
     Wait(Wait),
+    /// A sweep now, of all tenants or of some
+    Sync(Sync),
     /// What was done to tenants, when and by whom
     Events(Events),
 }
@@ -131,6 +140,7 @@ impl Command {
             Command::Lint(_) => "lint",
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
+            Command::Adopt(_) => "adopt",
             Command::Doctor(_) => "doctor",
             Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",
@@ -140,11 +150,13 @@ impl Command {
             Command::Release(_) => "release",
             Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
+            Command::Create(_) => "create",
             Command::List(_) => "list",
             Command::Show(_) => "show",
             Command::Url(_) => "url",
             Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
+            Command::Sync(_) => "sync",
             Command::Events(_) => "events",
         }
     }

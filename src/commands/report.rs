@@ -73,7 +73,9 @@ fn lines(report: &Report) -> String {
     let worked = report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0;
     let idle = !worked && report.rollout.is_none();
     if idle && report.is_clean() {
-        return format!("nothing to do: every tenant is as it should be ({took})\n");
+        let which =
+            if report.restricted { "none of these tenants needs a look" } else { "every tenant is as it should be" };
+        return format!("nothing to do: {which} ({took})\n");
     }
     let mut text = String::new();
     for Failed { key, error, parked } in &report.failed {
@@ -204,6 +206,7 @@ mod tests {
         let conflict = Error::new(Kind::Conflict, "the database \"tenant_b\" exists").hint("rename it");
         let rights = Error::new(Kind::Rights, "permission denied").sqlstate("42501").context("create database \"x\"");
         Report {
+            restricted: false,
             requested: 2,
             unread: None,
             template: None,
@@ -244,6 +247,8 @@ mod tests {
             shown(&report),
             ("nothing to do: every tenant is as it should be (12 ms)\n".to_owned(), ExitStatus::Well)
         );
+        let report = Report { restricted: true, ..report };
+        assert_eq!(shown(&report).0, "nothing to do: none of these tenants needs a look (12 ms)\n");
     }
 
     #[test]

@@ -9,9 +9,12 @@
 //! [`tenants`] reads them for commands; [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history
 //! of what was done.
 
+pub mod adopt;
 mod by_hand;
+pub mod canaries;
 pub mod check;
 pub mod claim;
+mod create;
 pub mod databases;
 pub mod departure;
 pub mod doctor;

@@ -2,6 +2,7 @@
 
 mod account;
 mod back;
+mod baseline;
 mod failure;
 mod history;
 pub mod measure;
