@@ -15,7 +15,7 @@ use crate::commands::show::Show;
 use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, new, rollback, rollout};
+use crate::commands::{lint, migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -81,6 +81,8 @@ pub enum Command {
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
     New(new::Arguments),
+    /// Try migrations on a scratch database, and say what in them may hurt
+    Lint(lint::Arguments),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
     /// Take databases that are there already into the registry, after showing what would be recorded
@@ -135,6 +137,7 @@ impl Command {
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
+            Command::Lint(_) => "lint",
             Command::Backup(_) => "backup",
             Command::Check(_) => "check",
             Command::Adopt(_) => "adopt",

@@ -10,6 +10,7 @@ pub mod drop;
 pub mod events;
 pub mod given;
 pub mod hold;
+pub mod lint;
 pub mod list;
 pub mod main_schema;
 pub mod migrate;
@@ -138,6 +139,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
         Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
+        Command::Lint(arguments) => return lint::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
         Command::Create(arguments) => return create::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,

@@ -30,6 +30,7 @@ mod holding;
 pub mod life;
 #[cfg(debug_assertions)]
 mod life_crashes;
+mod lint;
 mod list;
 mod lookup;
 mod main_schema;
