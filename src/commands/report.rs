@@ -73,7 +73,9 @@ fn lines(report: &Report) -> String {
     let worked = report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0;
     let idle = !worked && report.rollout.is_none();
     if idle && report.is_clean() {
-        return format!("nothing to do: every tenant is as it should be ({took})\n");
+        let which =
+            if report.restricted { "none of these tenants needs a look" } else { "every tenant is as it should be" };
+        return format!("nothing to do: {which} ({took})\n");
     }
     let mut text = String::new();
     for Failed { key, error, parked } in &report.failed {
@@ -123,23 +125,6 @@ fn besides(report: &Report) -> String {
         *strays > 0,
         format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
     );
-    tell(
-        report.departed > 0,
-        format!(
-            "{} dropped, since their users were deleted",
-            output::counted(i64::try_from(report.departed).unwrap_or(i64::MAX), "tenant")
-        ),
-    );
-    tell(
-        report.purged > 0,
-        format!(
-            "{} dropped for good: their time of grace was over",
-            output::counted(i64::try_from(report.purged).unwrap_or(i64::MAX), "database")
-        ),
-    );
-    for (key, error) in &report.undropped {
-        tell(true, format!("{} could not be dropped: {}", output::line(key), in_full(error)));
-    }
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
     }
@@ -156,6 +141,23 @@ fn besides(report: &Report) -> String {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
     tell(*unreached > 0, format!("{} not reached, because the sweep ended early", counted(*unreached, "tenant")));
+    text + &gone(report)
+}
+
+/// What went with its user, or for good.
+fn gone(report: &Report) -> String {
+    let mut text = String::new();
+    let counted = |number: u64, one: &str| output::counted(i64::try_from(number).unwrap_or(i64::MAX), one);
+    if report.departed > 0 {
+        let _ = writeln!(text, "{} dropped, since their users were deleted", counted(report.departed, "tenant"));
+    }
+    if report.purged > 0 {
+        let purged = counted(report.purged, "database");
+        let _ = writeln!(text, "{purged} dropped for good: their time of grace was over");
+    }
+    for (key, error) in &report.undropped {
+        let _ = writeln!(text, "{} could not be dropped: {}", output::line(key), in_full(error));
+    }
     text
 }
 
@@ -204,6 +206,7 @@ mod tests {
         let conflict = Error::new(Kind::Conflict, "the database \"tenant_b\" exists").hint("rename it");
         let rights = Error::new(Kind::Rights, "permission denied").sqlstate("42501").context("create database \"x\"");
         Report {
+            restricted: false,
             requested: 2,
             unread: None,
             template: None,
@@ -244,6 +247,8 @@ mod tests {
             shown(&report),
             ("nothing to do: every tenant is as it should be (12 ms)\n".to_owned(), ExitStatus::Well)
         );
+        let report = Report { restricted: true, ..report };
+        assert_eq!(shown(&report).0, "nothing to do: none of these tenants needs a look (12 ms)\n");
     }
 
     #[test]

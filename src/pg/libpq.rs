@@ -65,7 +65,7 @@ const SYSTEM_ROOTS: [&str; 4] = [
 
 /// What a program needs to reach one database. `Debug` shows no password.
 pub struct Libpq {
-    values: Vec<(&'static str, OsString)>,
+    pub(super) values: Vec<(&'static str, OsString)>,
     password: Option<SecretString>,
 }
 
@@ -158,7 +158,9 @@ fn values(connection: &Connection, database: &str, application_name: String) -> 
     if let Some(options) = &connection.options {
         values.push(("PGOPTIONS", options.into()));
     }
-    if let Some(identity) = &connection.tls.identity {
+    // Libpq's own files in the home need not exist.
+    let identity = connection.tls.identity.as_ref();
+    if let Some(identity) = identity.filter(|identity| identity.named || identity.certificate.exists()) {
         values.push(("PGSSLCERT", identity.certificate.clone().into()));
         values.push(("PGSSLKEY", identity.key.clone().into()));
     }

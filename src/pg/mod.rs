@@ -8,7 +8,6 @@ pub mod indexes;
 mod libpq;
 pub mod migrate;
 pub mod ownership;
-pub mod parameters;
 mod password;
 mod pool;
 pub mod quote;
@@ -16,6 +15,7 @@ mod server;
 mod session;
 pub mod sqlstate;
 mod tls;
+mod url;
 
 pub use libpq::Libpq;
 pub use migrate::{Executor, History};

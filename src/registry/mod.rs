@@ -11,8 +11,10 @@
 
 pub mod adopt;
 mod by_hand;
+pub mod canaries;
 pub mod check;
 pub mod claim;
+mod create;
 pub mod databases;
 pub mod departure;
 pub mod doctor;

@@ -5,6 +5,7 @@ mod back;
 mod baseline;
 mod failure;
 mod history;
+pub mod measure;
 mod statements;
 
 use std::borrow::Borrow;
