@@ -1,11 +1,13 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod backup;
+pub mod completions;
 pub mod config;
 pub mod create;
 pub mod events;
 pub mod given;
 pub mod list;
+pub mod man;
 pub mod migrate;
 pub mod output;
 pub mod progress;
@@ -88,9 +90,14 @@ fn tell_failure(error: &Error) {
 /// # Errors
 /// See [`ExitStatus`].
 pub async fn run(cli: Cli) -> Result<ExitCode> {
+    let mut out = std::io::stdout();
+    match &cli.command {
+        Some(Command::Completions(arguments)) => return Ok(completions::run(arguments, &mut out)?.into()),
+        Some(Command::Man(arguments)) => return Ok(man::run(arguments, &mut out)?.into()),
+        _ => {}
+    }
     let sources = sources(&cli);
     let loaded = load(&sources)?;
-    let mut out = std::io::stdout();
     if let Some(Command::Config(command)) = &cli.command {
         match command {
             ConfigCommand::Check => config::check(&loaded, cli.json, &mut out)?,
@@ -116,7 +123,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
-        Command::Config(_) => unreachable!("answered above"),
+        Command::Config(_) | Command::Completions(_) | Command::Man(_) => unreachable!("answered above"),
         Command::Create(arguments) => return create::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,

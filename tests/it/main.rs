@@ -23,6 +23,7 @@ mod going_back;
 mod harness;
 mod list;
 mod lookup;
+mod manual;
 mod migrating;
 pub mod migrations;
 mod notices;
