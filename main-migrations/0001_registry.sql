@@ -58,7 +58,9 @@ create table if not exists tenantd.tenant (
     verified_at timestamptz,
     cluster text not null default 'main',
     created_at timestamptz not null default now(),
-    ready_at timestamptz
+    ready_at timestamptz,
+    -- When the key signed up again while its tenant was being deleted: it gets another one when that is done.
+    again_at timestamptz
 );
 
 create unique index if not exists tenant_name on tenantd.tenant (name) where name is not null;
@@ -68,6 +70,12 @@ create index if not exists tenant_due on tenantd.tenant (due_at) where work in (
 create table if not exists tenantd.signup (
     key text not null,
     signed_up_at timestamptz not null default clock_timestamp()
+);
+
+-- What the trigger on deletions writes, where signup.on_delete = 'drop': users whose tenants go with them.
+create table if not exists tenantd.departure (
+    key text not null,
+    departed_at timestamptz not null default clock_timestamp()
 );
 
 -- Every migration set that ever ran, whole: what a tenant has is compared with it without a connection to the tenant.
@@ -147,6 +155,8 @@ create table if not exists tenantd.spare (
     maker text,
     -- Somebody was in its way; not tried before.
     busy_until timestamptz,
+    -- A scratch database, which a command looks into or tries something in until then, and drops.
+    scratch_until timestamptz,
     created_at timestamptz not null default now()
 );
 
@@ -164,6 +174,32 @@ create table if not exists tenantd.event (
 );
 
 create index if not exists event_key on tenantd.event (key, id);
+
+-- Databases that were set aside: of tenants that were dropped, and those that others took the place of. Each is under a random name and closed,
+-- and can be taken back until its time of grace is over. The tenant that was dropped with it has its oid still, and is `deleting`.
+create table if not exists tenantd.dropped (
+    name text primary key,
+    key text not null,
+    name_before text not null,
+    database_oid oid not null,
+    -- What the registry knew of it.
+    version bigint,
+    migration_set text,
+    access text,
+    migrated_at timestamptz,
+    ready_at timestamptz,
+    -- Why: dropped, reset, restored.
+    what text not null,
+    who text not null,
+    -- The file of its backup.
+    backup text,
+    dropped_at timestamptz not null default clock_timestamp(),
+    purge_after timestamptz not null,
+    -- Since when it is being dropped for good, and cannot be taken back any more.
+    condemned_at timestamptz
+);
+
+create index if not exists dropped_key on tenantd.dropped (key, dropped_at);
 
 -- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over. Whoever takes one locks its row in
 -- the table and asks there again whether it is free: after a lock, what the view says is what was before.
@@ -196,6 +232,26 @@ begin
 end
 $$;
 revoke all on function tenantd.name_spare(text, text, text, text) from public;
+
+-- Sets the tenant's database aside under the name `aside`: closed, in `dropped`, to be purged after the time of grace. In the caller's
+-- transaction, who holds the tenant's row and has checked the marker; the tenant's row stays as it is.
+create or replace function tenantd.set_aside(key text, aside text, why text, by_whom text, backup text, grace double precision) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tenant tenantd.tenant;
+begin
+    select t.* into strict tenant from tenantd.tenant t where t.key = set_aside.key;
+    execute format('alter database %I with allow_connections false', tenant.name);
+    execute format('alter database %I rename to %I', tenant.name, aside);
+    insert into tenantd.dropped (name, key, name_before, database_oid, version, migration_set, access, migrated_at, ready_at, what, who, backup, purge_after)
+    select aside, tenant.key, tenant.name, d.oid, tenant.version, tenant.migration_set, tenant.access, tenant.migrated_at, tenant.ready_at, why, by_whom,
+           set_aside.backup, clock_timestamp() + grace * interval '1 second'
+    from pg_database d where d.datname = aside;
+end
+$$;
+revoke all on function tenantd.set_aside(text, text, text, text, text, double precision) from public;
 
 -- Hands spares over to claimed tenants, `wanted` or, if that is null, any that is at hand, those with the newest migrations first. A row for
 -- each tenant whose attempt still holds: with a spare and no code it is ready; without a spare there was none for it; with a code
@@ -334,7 +390,8 @@ end
 $$;
 revoke all on function tenantd.wait(text, interval) from public;
 
--- Makes tenants of keys that signed up, and of deleted ones that did so again. Returns these; keys that have a tenant already are passed over.
+-- Makes tenants of keys that signed up, and of deleted ones that did so again. Returns these; keys that have a tenant already are passed over, and
+-- those of tenants that are being deleted are written down for when that is done.
 -- In plpgsql, as all that signups wait for: it keeps its plans from call to call.
 create or replace function tenantd.request(keys text[], since timestamptz[]) returns setof text
 language plpgsql
@@ -349,14 +406,21 @@ begin
         insert into tenantd.tenant as t (key, due_at, created_at) select asked.key, asked.since, asked.since from asked
         on conflict (key) do nothing returning t.key
     ), again as (
+        -- One that is being deleted is only marked. In one update for both: whoever waits here for the end of a deletion sees what came of it.
         update tenantd.tenant t
-        set state = 'requested', work = 'due', due_at = asked.since, failures = 0, name = null, version = null, migrated_at = null,
-            migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null, created_at = asked.since,
-            error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-        from asked where t.key = any (request.keys) and t.key = asked.key and t.state = 'deleted'
-        returning t.key
+        set again_at = case when t.state = 'deleting' then coalesce(t.again_at, asked.since) end,
+            (state, work, due_at, failures, name, version, migrated_at, migration_set, access, database_oid, verified_at, ready_at, created_at,
+             error_kind, error_text, error_sqlstate, error_step) = (
+                select t.state, t.work, t.due_at, t.failures, t.name, t.version, t.migrated_at, t.migration_set, t.access, t.database_oid,
+                       t.verified_at, t.ready_at, t.created_at, t.error_kind, t.error_text, t.error_sqlstate, t.error_step
+                where t.state = 'deleting'
+                union all
+                select 'requested', 'due', asked.since, 0, null, null, null, null, null, null, null, null, asked.since, null, null, null, null
+                where t.state <> 'deleting')
+        from asked where t.key = any (request.keys) and t.key = asked.key and t.state in ('deleted', 'deleting')
+        returning t.key, t.state
     )
-    select fresh.key from fresh union all select again.key from again;
+    select fresh.key from fresh union all select again.key from again where again.state = 'requested';
 end
 $$;
 revoke all on function tenantd.request(text[], timestamptz[]) from public;

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::check::Check;
 use crate::commands::completions::Completions;
 use crate::commands::create::Create;
+use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::man::Man;
@@ -14,7 +16,7 @@ use crate::commands::show::Show;
 use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, rollback, rollout};
+use crate::commands::{migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -78,8 +80,28 @@ pub enum Command {
     Rollout(rollout::Arguments),
     /// Take migrations of tenants back by their down files, and hold the tenants there
     Rollback(rollback::Arguments),
+    /// A new migration and its down file, with the next version
+    New(new::Arguments),
+    /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
+    Check(Check),
+    /// Make failing and parked tenants due at once
+    Retry(crate::commands::retry::Retry),
+    /// Take a tenant away: after a backup, and for a time of grace
+    Drop(crate::commands::drop::Drop),
+    /// Take a tenant back, in its time of grace or from a backup
+    Restore(crate::commands::restore::Restore),
+    /// Empty tenants, and migrate them anew
+    Reset(crate::commands::reset::Reset),
     /// Write tenants to files, as `pg_dump` does
     Backup(crate::commands::backup::Backup),
+    /// Keep tenants as they are: out of sweeps and migrations
+    Hold(crate::commands::hold::Hold),
+    /// Give held tenants back to the daemons
+    Release(crate::commands::hold::Release),
+    /// Show who holds tenants and locks, and free what dead processes left
+    ReleaseLock(crate::commands::release_lock::ReleaseLock),
+    /// What keeps a fleet from being made or kept, found before the first signup meets it
+    Doctor(Doctor),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -115,7 +137,17 @@ impl Command {
             Command::Migrate(_) => "migrate",
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
+            Command::New(_) => "new",
             Command::Backup(_) => "backup",
+            Command::Check(_) => "check",
+            Command::Doctor(_) => "doctor",
+            Command::Retry(_) => "retry",
+            Command::Drop(_) => "drop",
+            Command::Restore(_) => "restore",
+            Command::Reset(_) => "reset",
+            Command::Hold(_) => "hold",
+            Command::Release(_) => "release",
+            Command::ReleaseLock(_) => "release-lock",
             Command::Config(_) => "config",
             Command::Create(_) => "create",
             Command::List(_) => "list",

@@ -65,7 +65,7 @@
 //! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database
-//! 4 work      isolation, provision, spares, sweep, backup
+//! 4 work      isolation, provision, spares, sweep, backup, life
 //! 5 service   controller, intake, keeper, bell, lanes, brakes, sweeper, notices, conditions, heartbeat, shutdown, systemd, telemetry, http
 //! 6 surface   cli, commands, lib.rs, main.rs
 //! ```
@@ -92,6 +92,7 @@ pub mod intake;
 pub mod isolation;
 pub mod keeper;
 pub mod lanes;
+pub mod life;
 pub mod migrations;
 pub mod notices;
 pub mod pg;

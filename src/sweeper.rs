@@ -149,7 +149,7 @@ impl Sweeper {
         if let Some(error) = report.unread.as_ref().filter(|_| !known) {
             tracing::warn!(error = error.chain(), hint = error.advice(), "the sweep could not read the signup table");
         }
-        if report.chosen > 0 || report.requested > 0 || report.strays > 0 {
+        if report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0 {
             tracing::info!(
                 requested = report.requested,
                 chosen = report.chosen,
@@ -158,6 +158,8 @@ impl Sweeper {
                 failed = report.failures,
                 busy = report.busy,
                 strays = report.strays,
+                departed = report.departed,
+                purged = report.purged,
                 seconds = report.took.as_secs_f64(),
                 "sweep done"
             );

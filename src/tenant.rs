@@ -10,11 +10,17 @@ use crate::error::{Error, Kind, Result};
 /// Postgres cuts longer identifiers off without an error, so that two long names could become one.
 pub const MAX_IDENTIFIER_BYTES: usize = 63;
 
+/// Begins every random name: of spares, templates and what else is no tenant's.
+pub const RANDOM_PREFIX: &str = "tenantd_";
+
 /// Begins the random name under which a database is made; see `provision`.
 pub const SPARE_PREFIX: &str = "tenantd_spare_";
 
 /// Begins the names of templates.
 pub const TEMPLATE_PREFIX: &str = "tenantd_template_";
+
+/// Begins the random names of databases that were set aside.
+pub const DROPPED_PREFIX: &str = "tenantd_dropped_";
 
 /// The name of the tenant's database for a signup's `key`: `prefix` and the uuid with hyphens as underscores.
 ///
@@ -36,6 +42,12 @@ pub fn database_name(prefix: &str, key: &str) -> Result<String> {
 #[must_use]
 pub fn spare_name() -> String {
     format!("{SPARE_PREFIX}{}", Uuid::new_v4().simple())
+}
+
+/// A fresh name under which to set a database aside.
+#[must_use]
+pub fn dropped_name() -> String {
+    format!("{DROPPED_PREFIX}{}", Uuid::new_v4().simple())
 }
 
 /// A fresh name for a template of the migration set `id`. Two builds of one set never meet under one name.

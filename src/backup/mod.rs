@@ -47,6 +47,14 @@ pub struct Written {
     pub took: Duration,
 }
 
+/// Makes sure that the programs by which backups are written are there, and know a server of this version (150018 for 15.18).
+///
+/// # Errors
+/// [`Kind::Usage`] with what to do.
+pub async fn look_for_programs(settings: &config::Backup, server_version: i32) -> Result<()> {
+    Programs::of(settings).must_know(server_version).await
+}
+
 impl Backups {
     /// Looks whether backups can be written by the settings; the folder is made if it is not there, for us alone.
     ///

@@ -14,7 +14,7 @@ use crate::pg::Server;
 /// # Errors
 /// [`Kind::Usage`] when there is no such file, or it is no backup. What `pg_restore` says: the database is half filled then.
 pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, key: &str) -> Result<()> {
-    let of_file = |error: Error| error.context(format!("restore tenant {key} from {}", file.display()));
+    let of_file = |error: Error| error.context(format!("read {} into a database", file.display()));
     if !tokio::fs::try_exists(file).await.unwrap_or(false) {
         return Err(of_file(Error::usage("there is no such file")));
     }

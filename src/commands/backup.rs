@@ -16,9 +16,6 @@ use crate::error::Result;
 use crate::registry::Registry;
 use crate::tenant::State;
 
-/// So many keys are read at a time.
-const PAGE: i64 = 500;
-
 /// `tenantd backup`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -122,14 +119,7 @@ async fn tenants(given: &Given, registry: &Registry, arguments: &Backup) -> Resu
     if filter.states.is_empty() {
         filter.states.push(State::Ready);
     }
-    let mut keys: Vec<String> = Vec::new();
-    loop {
-        let page = registry.keys(&filter, keys.last().map_or("", String::as_str), PAGE).await?;
-        if page.is_empty() {
-            return Ok(keys);
-        }
-        keys.extend(page);
-    }
+    registry.all_keys(&filter).await
 }
 
 async fn one(registry: &Registry, backups: &Backups, key: &str) -> Ended {

@@ -228,7 +228,7 @@ fn tell(as_json: bool, keys: &[String], ended: &[Ended], out: &mut impl Write) -
 
 /// The same steps that making would carry out, as far as the server shows them from outside.
 async fn dry_run(given: &Given, keys: &[String], missing: &[String], out: &mut impl Write) -> Result<ExitStatus> {
-    let context = given.context_to_look().await?;
+    let context = given.looking().await?;
     let (mut status, mut shown, mut text) = (ExitStatus::Well, Vec::new(), String::new());
     for key in keys {
         if !missing.contains(key) {

@@ -67,13 +67,14 @@ impl Given {
         Ok(Arc::new(Context::prepare(server, registry, config, set, Supply::default()).await?))
     }
 
-    /// The same for a look alone: nothing is written.
+    /// The same for a command that looks first of all: nothing is written down, and no rollout begun.
     ///
     /// # Errors
     /// As [`Registry::open`]'s.
-    pub async fn context_to_look(&self) -> Result<Context> {
+    pub async fn looking(&self) -> Result<Arc<Context>> {
+        let registry = self.registry().await?;
         let (server, config, set) = (self.server.clone(), Arc::clone(&self.config), Arc::clone(&self.set));
-        Context::look(server, self.registry().await?, config, set).await
+        Ok(Arc::new(Context::looking(server, registry, config, set, Supply::default()).await?))
     }
 }
 
@@ -89,7 +90,8 @@ impl Given {
     {
         let requests = Requests::of_process(&self.tasks)?;
         tokio::select! {
-            status = work(requests.stop.clone()) => status.map(ExitCode::from),
+            // On the heap: commands are large.
+            status = Box::pin(work(requests.stop.clone())) => status.map(ExitCode::from),
             code = requests.forced() => Ok(code.into()),
         }
     }

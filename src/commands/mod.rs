@@ -1,18 +1,28 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
 pub mod backup;
+pub mod check;
 pub mod completions;
 pub mod config;
 pub mod create;
+pub mod doctor;
+pub mod drop;
 pub mod events;
 pub mod given;
+pub mod hold;
 pub mod list;
+pub mod main_schema;
 pub mod man;
 pub mod migrate;
+pub mod new;
 pub mod output;
 pub mod progress;
 pub mod psql;
+pub mod release_lock;
 pub mod report;
+pub mod reset;
+pub mod restore;
+pub mod retry;
 pub mod rollback;
 pub mod rollout;
 pub mod serve;
@@ -33,6 +43,7 @@ use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{Config, Sources, load};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::{MigrationSet, embedded, source};
+use crate::pg::Server;
 use crate::registry::Worker;
 use crate::tasks::Tasks;
 
@@ -105,6 +116,11 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         return Ok(ExitStatus::Well.into());
     }
+    // Before the migrations are read: a folder that cannot be used yet may be written into.
+    if let Some(Command::New(arguments)) = &cli.command {
+        new::run(&loaded.config, arguments, cli.json, &mut out)?;
+        return Ok(ExitStatus::Well.into());
+    }
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
@@ -115,6 +131,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         let given = Given::new(Arc::new(loaded.config), "sweep", tasks, cli.json)?;
         return sweep::run(&given, None, &mut out).await;
     };
+    if let Command::Doctor(arguments) = &command {
+        // What the others cannot begin with, migrations that do not load, is among what it looks for.
+        let (config, worker) = (&loaded.config, worker(&loaded.config, command.word()));
+        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
+        return Ok(doctor::run(&server, config, &worker, &tasks, arguments, cli.json, &mut out).await?.into());
+    }
     let given = Given::new(Arc::new(loaded.config), command.word(), tasks, cli.json)?;
     let status = match &command {
         Command::Setup(arguments) => setup::run(&given, arguments, &mut out).await?,
@@ -123,7 +145,6 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
-        Command::Config(_) | Command::Completions(_) | Command::Man(_) => unreachable!("answered above"),
         Command::Create(arguments) => return create::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
@@ -132,6 +153,17 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
         Command::Sync(arguments) => return sync::run(&given, arguments, &mut out).await,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
+        Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
+        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
+        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
+        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
+        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
+        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
+        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
+        Command::New(_) | Command::Doctor(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
+            unreachable!("answered above")
+        }
     };
     Ok(status.into())
 }

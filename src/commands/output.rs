@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
+use crate::migrations::Mode;
 
 /// Text for people is no wider, unless a single word is.
 pub const WIDTH: usize = 100;
@@ -110,6 +111,17 @@ pub fn line(text: &str) -> String {
         letter => letter.to_string(),
     };
     text.lines().map(|part| part.chars().map(plain).collect::<String>()).collect::<Vec<_>>().join("  ")
+}
+
+/// SQL as it would be run, below the name of its file.
+#[must_use]
+pub fn script(file: &str, mode: Mode, sql: &str) -> String {
+    let how = match mode {
+        Mode::Transaction => "in a transaction",
+        Mode::Statements => "without a transaction",
+    };
+    let lines: Vec<String> = sql.trim_end().lines().map(line).collect();
+    format!("\n-- {}, {how}\n{}\n", line(file), lines.join("\n"))
 }
 
 /// A length of time in its two largest units: `340 ms`, `2.1 s`, `42 s`, `3 m 20 s`, `2 h 5 m`, `4 d 3 h`.

@@ -52,6 +52,15 @@ impl Bar {
         self.bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
     }
 
+    /// `through` of `all` tenants were looked at, and `found` things found.
+    pub fn looked(&self, through: usize, all: usize, found: usize) {
+        if found > 0 {
+            self.bar.set_message(format!(", {found} found"));
+        }
+        self.bar.set_length(u64::try_from(all).unwrap_or(u64::MAX));
+        self.bar.set_position(u64::try_from(through).unwrap_or(u64::MAX));
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
@@ -85,6 +94,8 @@ mod tests {
         }
         assert_eq!((bar.bar.position(), bar.bar.length()), (5, Some(7)));
         assert_eq!(bar.bar.message(), ", 2 failed");
+        bar.looked(6, 8, 3);
+        assert_eq!((bar.bar.position(), bar.bar.length(), bar.bar.message()), (6, Some(8), ", 3 found".to_owned()));
         bar.finish();
         assert!(bar.bar.is_finished());
     }

@@ -51,6 +51,9 @@ fn object(report: &Report) -> Value {
         "braked": report.braked,
         "unreached": report.unreached,
         "strays_dropped": report.strays,
+        "departed": report.departed,
+        "purged": report.purged,
+        "undropped": report.undropped.iter().map(|(key, error)| json!({ "key": key, "error": output::error(error) })).collect::<Vec<_>>(),
         "users_without_tenant": report.requested,
         "users_unread": report.unread.as_ref().map(output::error),
         "template_failure": report.template.as_ref().map(output::error),
@@ -67,7 +70,8 @@ fn object(report: &Report) -> Value {
 
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
-    let idle = report.rollout.is_none() && report.chosen == 0 && report.requested == 0 && report.strays == 0;
+    let worked = report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0;
+    let idle = !worked && report.rollout.is_none();
     if idle && report.is_clean() {
         let which =
             if report.restricted { "none of these tenants needs a look" } else { "every tenant is as it should be" };
@@ -121,6 +125,23 @@ fn besides(report: &Report) -> String {
         *strays > 0,
         format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
     );
+    tell(
+        report.departed > 0,
+        format!(
+            "{} dropped, since their users were deleted",
+            output::counted(i64::try_from(report.departed).unwrap_or(i64::MAX), "tenant")
+        ),
+    );
+    tell(
+        report.purged > 0,
+        format!(
+            "{} dropped for good: their time of grace was over",
+            output::counted(i64::try_from(report.purged).unwrap_or(i64::MAX), "database")
+        ),
+    );
+    for (key, error) in &report.undropped {
+        tell(true, format!("{} could not be dropped: {}", output::line(key), in_full(error)));
+    }
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
     }
@@ -130,21 +151,25 @@ fn besides(report: &Report) -> String {
             format!("no tenant was made of the newest migrations, for want of their template: {}", in_full(error)),
         );
     }
-    if let Some(Waiting { state, version, tenants, why }) = &report.rollout {
-        let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
-        let waiting = output::counted(*tenants, "tenant");
-        tell(true, format!("the rollout to version {version} is {state}{why}; {waiting} wait for it"));
-        tell(
-            *state == RolloutState::Paused,
-            "    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up"
-                .to_owned(),
-        );
+    if let Some(waiting) = &report.rollout {
+        tell(true, rollout(waiting));
     }
     if let Some(error) = &report.server {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
     tell(*unreached > 0, format!("{} not reached, because the sweep ended early", counted(*unreached, "tenant")));
     text
+}
+
+fn rollout(Waiting { state, version, tenants, why }: &Waiting) -> String {
+    let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
+    let wait = if *tenants == 1 { "waits" } else { "wait" };
+    let tenants = output::counted(*tenants, "tenant");
+    let mut told = format!("the rollout to version {version} is {state}{why}; {tenants} {wait} for it");
+    if *state == RolloutState::Paused {
+        told.push_str("\n    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up");
+    }
+    told
 }
 
 /// The whole chain with its SQLSTATE; further lines of it, and the advice, stand below, indented.
@@ -200,6 +225,9 @@ mod tests {
             newer: 1,
             braked: 2,
             strays: 1,
+            departed: 0,
+            purged: 0,
+            undropped: Vec::new(),
             server: None,
             unreached: 0,
             rollout: Some(Waiting {

@@ -123,11 +123,7 @@ impl Shown {
             )),
             (None, false) => text.push_str("canaries: not chosen yet; new tenants get the version before\n"),
         }
-        text.push_str(&format!(
-            "{} behind of {}\n",
-            output::counted(self.left, "tenant"),
-            rollout.behind.max(self.left)
-        ));
+        text.push_str(&format!("behind: {} of {} tenants\n", self.left, rollout.behind.max(self.left)));
         if let (Some((average, longest)), Some(seconds)) = (rollout.took, self.estimate())
             && self.left > 0
         {

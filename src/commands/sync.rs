@@ -55,7 +55,7 @@ pub async fn run(given: &Given, arguments: &Sync, out: &mut impl Write) -> Resul
 async fn dry_run(given: &Given, only: Option<Filter>, out: &mut impl Write) -> Result<ExitStatus> {
     let run = Run { by_hand: true, stop: CancellationToken::new(), only };
     let mut chosen = Vec::new();
-    choose(&given.context_to_look().await?, &run, |candidate| chosen.push(candidate)).await?;
+    choose(&*given.looking().await?, &run, |candidate| chosen.push(candidate)).await?;
     if given.json {
         let chosen: Vec<_> = chosen.iter().map(|one| json!({ "key": one.key, "making": one.making })).collect();
         output::object(out, &json!({ "chosen": chosen }))?;

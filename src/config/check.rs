@@ -14,8 +14,8 @@ use super::raw::{self, Interval, Raw};
 use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Backup, Config, Connection, Drop, Handover, Log, LogFormat, OnDelete, Retry, Rollout, Signup, Spares, Strategy,
-    Sweep, Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Log, LogFormat, MainSchema, OnDelete, Retry, Rollout, Signup, Spares,
+    Strategy, Sweep, Tenant, Work,
 };
 
 /// Longer ones are slips of the pen, and would overflow sums of times.
@@ -75,11 +75,13 @@ pub(super) fn check(
     let retry = check.retry(&raw.retry);
     let http = check.listen(&raw.http.listen);
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
+    let main_schema = check.main_schema(&raw.main);
     let main = check.main(&raw.main, variables);
     match main {
-        Some((main, used)) if check.problems.is_empty() => {
-            Ok((Config { main, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log }, used))
-        }
+        Some((main, used)) if check.problems.is_empty() => Ok((
+            Config { main, main_schema, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log },
+            used,
+        )),
         _ => Err(check.problems),
     }
 }
@@ -153,6 +155,12 @@ impl Check<'_> {
                 None
             }
         }
+    }
+
+    fn main_schema(&mut self, raw: &raw::Main) -> MainSchema {
+        self.path("main.migrations", raw.migrations.as_ref());
+        let owner = raw.owner.as_ref().map(|owner| self.role("main.owner", owner));
+        MainSchema { migrations: raw.migrations.clone(), owner }
     }
 
     fn signup(&mut self, raw: &raw::Signup) -> Signup {

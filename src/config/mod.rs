@@ -26,6 +26,8 @@ pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, user_name};
 pub struct Config {
     /// `[main]`: the main database and how to reach it.
     pub main: Connection,
+    /// `[main]`: the application's own schema in it.
+    pub main_schema: MainSchema,
     /// `[signup]`
     pub signup: Signup,
     /// `[tenant]`
@@ -48,6 +50,15 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// `[log]`
     pub log: Log,
+}
+
+/// `[main]`: the application's own schema in the main database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MainSchema {
+    /// The folder of its migrations; `None`: tenantd does not migrate it.
+    pub migrations: Option<PathBuf>,
+    /// The role that its migrations run as; `None`: tenantd's own.
+    pub owner: Option<String>,
 }
 
 /// `[signup]`: the application's table and how its inserts are noticed.

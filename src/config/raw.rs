@@ -58,6 +58,8 @@ pub(super) struct Main {
     pub(super) sslcert: Option<PathBuf>,
     pub(super) sslkey: Option<PathBuf>,
     pub(super) connect_timeout: Interval,
+    pub(super) migrations: Option<PathBuf>,
+    pub(super) owner: Option<String>,
 }
 
 impl Default for Main {
@@ -71,6 +73,8 @@ impl Default for Main {
             sslcert: None,
             sslkey: None,
             connect_timeout: Interval::built_in("10s"),
+            migrations: None,
+            owner: None,
         }
     }
 }

@@ -69,6 +69,12 @@ impl<'a> DatabaseIsolation<'a> {
         }
     }
 
+    /// The random name of the database that [`Step::Make`] got, which is to become the tenant's.
+    #[must_use]
+    pub(crate) fn made(&self) -> Option<&str> {
+        self.spare.as_ref().map(|making| making.name.as_str())
+    }
+
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
         if self.inside.is_none() {
             let application_name = format!("tenantd:{}", claim.key);

@@ -1,8 +1,9 @@
 //! Migrations as they are on disk or in the binary, and what follows from comparing them with what was applied. All pure, but for
-//! `source`, which reads a folder.
+//! `source`, which reads a folder, and `draft`, which writes into one.
 
 pub mod back;
 pub mod compare;
+pub mod draft;
 pub mod embedded;
 pub mod place;
 pub mod source;

@@ -76,14 +76,14 @@ fn is_ignored(name: &str) -> bool {
 
 /// What a file's name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Parts {
-    version: i64,
+pub(super) struct Parts {
+    pub(super) version: i64,
     name: String,
     is_down: bool,
 }
 
 /// Reads `^[0-9]+_[A-Za-z0-9_-]+(\.up|\.down)?\.sql$`.
-fn parse_name(file: &str) -> Result<Parts, String> {
+pub(super) fn parse_name(file: &str) -> Result<Parts, String> {
     const FORM: &str = "is not named like 0001_name.sql, 0001_name.up.sql or 0001_name.down.sql";
     let stem = file.strip_suffix(".sql").ok_or(FORM)?;
     let (stem, is_down) = match stem.strip_suffix(".down") {

@@ -9,7 +9,7 @@ use super::{Doing, quote};
 use crate::config::Strategy;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Database;
-use crate::tenant::{SPARE_PREFIX, TEMPLATE_PREFIX};
+use crate::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 
 /// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more. A large template gets more.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -163,14 +163,20 @@ pub async fn create_database(client: &Client, create: &Create<'_>, then: &str) -
     unlimited.and(shut).doing(|| format!("shut PUBLIC out of database {:?}", create.name))
 }
 
+/// The statement that opens the database `name` to connections, or closes it.
+#[must_use]
+pub fn open(name: &str, open: bool) -> String {
+    format!("alter database {} with allow_connections {open};", quote::identifier(name))
+}
+
 /// Drops the database `name` with whoever is in it, if it is there. Only ever called for a random name.
 ///
 /// # Errors
 /// [`Kind::InUse`] when a prepared transaction or a replication slot holds it.
 pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
-    if !name.starts_with(SPARE_PREFIX) && !name.starts_with(TEMPLATE_PREFIX) {
+    if ![SPARE_PREFIX, TEMPLATE_PREFIX, DROPPED_PREFIX].iter().any(|prefix| name.starts_with(prefix)) {
         return Err(Error::new(Kind::Registry, format!("{name:?} is no random name of ours: it is not dropped"))
-            .hint("somebody wrote a row into tenantd.spare or tenantd.template: delete it"));
+            .hint("somebody wrote a row into tenantd.spare, tenantd.template or tenantd.dropped: delete it"));
     }
     client
         .batch_execute(&format!("drop database if exists {} with (force)", quote::identifier(name)))

@@ -4,6 +4,7 @@ pub mod admin;
 mod attempt;
 mod budget;
 pub mod catalogue;
+pub mod indexes;
 mod libpq;
 pub mod migrate;
 mod password;

@@ -77,20 +77,25 @@ impl Context {
         Ok(Context { server, registry, config, set, relations, gate, supply })
     }
 
-    /// The same for a look alone: nothing is written, and no rollout is begun.
+    /// The same for whoever looks first of all: nothing is written down and no rollout begun. A set whose rollout is still to begin is kept
+    /// from tenants that lack it.
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn look(
+    pub async fn looking(
         server: Server,
         registry: Registry,
         config: Arc<Config>,
         set: Arc<MigrationSet>,
+        supply: Supply,
     ) -> Result<Context> {
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
+        let rollout = registry.rollout(&set.id()).await?;
         let gate = Gate::default();
-        gate.set(registry.rollout(&set.id()).await?.as_ref());
-        Ok(Context { server, registry, config, set, relations, gate, supply: Supply::default() })
+        if rollout.is_some() || relations.behind.is_empty() {
+            gate.set(rollout.as_ref());
+        }
+        Ok(Context { server, registry, config, set, relations, gate, supply })
     }
 
     /// The set that the claimed tenant is to be brought to: ours, unless it lacks some of that, works without a fault, and is not up yet in the

@@ -1,10 +1,12 @@
 //! Reconcile: bring one claimed tenant from what is observed to what is desired. The only way a tenant ever changes.
 
 mod context;
+pub mod expected;
 mod failure;
 pub mod foresight;
 pub mod fresh;
 pub mod rollback;
+pub mod scratch;
 pub mod spare;
 mod step;
 mod supply;

@@ -154,7 +154,7 @@ async fn close(context: &Context, name: &str) -> Result<()> {
 }
 
 /// Extensions, rights, migrations: all that tenants have in common.
-async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
+pub(super) async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     let settings = &context.config.tenant;
     let application_name = "tenantd:template";
     let mut session = step("connect", context.server.connect(Some(name), application_name)).await?;

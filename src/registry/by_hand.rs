@@ -1,10 +1,12 @@
-//! Tenants taken by a person's command, which waits for whoever has them.
+//! What a person's command does with tenants: takes them, waiting for whoever has them; holds, releases and retries them.
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::claim::{Claim, RETURNING, read};
+use super::claim::{Claim, RETURNING, fenced, read};
+use super::events::What;
+use super::lookup::Filter;
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 use crate::tenant::State;
@@ -20,6 +22,10 @@ const CLAIM: &str = "
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $2 * interval '1 second', leased_by = $3
 where t.key = $1 and t.state = any ($6) and (t.leased_until is null or t.leased_until <= now())
 and exists (select from tenantd.registry where id = $4 and needs_version <= $5) ";
+
+/// Which tenants `t` may be made due: they do not go on by themselves, or not soon.
+const RETRIED: &str = "t.work in ('failing', 'parked') and t.state in ('requested', 'ready')
+    and (t.leased_until is null or t.leased_until <= now())";
 
 impl Registry {
     /// Takes the tenant `key`, held or not, if its state is one of `states`; while somebody else works on it, waits as long as `patience`.
@@ -98,5 +104,90 @@ impl Registry {
             format!("tenant {key} is in the hands of {holder}, for {:.0} s unless renewed", lasts.unwrap_or(0.0).max(0.0)),
         )
         .hint("wait for it with a longer --timeout; what a dead process left is freed by itself when its lease ends, or by `tenantd release-lock`"))
+    }
+
+    /// Holds the claimed tenant: no daemon and no sweep touches it until it is released. The lease is given back. `why` goes into its history.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`]. The main database cannot be reached.
+    pub async fn hold(&self, claim: &Claim, why: Option<&str>) -> Result<()> {
+        let held = self
+            .execute(
+                "with told as (insert into tenantd.event (key, what, who, detail) values ($1, $4, $5, $6))
+                 update tenantd.tenant set work = 'held', leased_until = null, leased_by = null
+                 where key = $1 and attempt = $2 and leased_by = $3",
+                &[
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&self.worker, Type::TEXT),
+                    (&What::Held.word(), Type::TEXT),
+                    (&self.who, Type::TEXT),
+                    (&why, Type::TEXT),
+                ],
+                || format!("hold tenant {}", claim.key),
+            )
+            .await;
+        self.put_down(claim);
+        fenced(held?, claim)
+    }
+
+    /// Makes a held tenant due. False: it is not held, or being deleted.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn release_held(&self, key: &str) -> Result<bool> {
+        let released = self
+            .query(
+                "with released as (
+                     update tenantd.tenant set work = 'due', due_at = now() where key = $1 and work = 'held' and state in ('requested', 'ready')
+                     and (leased_until is null or leased_until <= now()) returning key
+                 ), told as (insert into tenantd.event (key, what, who) select key, $2, $3 from released)
+                 select key from released",
+                &[(&key, Type::TEXT), (&What::Released.word(), Type::TEXT), (&self.who, Type::TEXT)],
+                || format!("release tenant {key}"),
+            )
+            .await?;
+        Ok(!released.is_empty())
+    }
+
+    /// Whether the tenant is held, and can be released.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn is_held(&self, key: &str) -> Result<bool> {
+        let sql = "select from tenantd.tenant where key = $1 and work = 'held' and state in ('requested', 'ready')";
+        Ok(!self.query(sql, &[(&key, Type::TEXT)], || format!("look how tenant {key} stands")).await?.is_empty())
+    }
+
+    /// Makes those of the tenants that fit `filter` which are failing or parked due at once, with all their tries before them. Returns their
+    /// keys. One that somebody works on is left to them.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn retry(&self, filter: &Filter) -> Result<Vec<String>> {
+        let sql = format!(
+            "with retried as (
+                 update tenantd.tenant t set work = 'due', due_at = now(), failures = 0
+                 where {RETRIED} and {} returning t.key
+             ), told as (insert into tenantd.event (key, what, who) select key, $7, $8 from retried)
+             select key from retried order by key",
+            Filter::SQL
+        );
+        let values = filter.values();
+        let (what, mut parameters) = (What::Retried.word(), values.parameters());
+        parameters.extend([(&what as &(dyn ToSql + Sync), Type::TEXT), (&self.who, Type::TEXT)]);
+        let rows = self.query(&sql, &parameters, || "make failing and parked tenants due".to_owned()).await?;
+        rows.iter().map(|row| field(row, "key")).collect()
+    }
+
+    /// The keys that [`Registry::retry`] would make due.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn to_retry(&self, filter: &Filter) -> Result<Vec<String>> {
+        let sql = format!("select t.key from tenantd.tenant t where {RETRIED} and {} order by t.key", Filter::SQL);
+        let values = filter.values();
+        let rows = self.query(&sql, &values.parameters(), || "look for failing and parked tenants".to_owned()).await?;
+        rows.iter().map(|row| field(row, "key")).collect()
     }
 }

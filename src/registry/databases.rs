@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
-use crate::tenant::Marker;
+use crate::tenant::{Marker, State};
 
 /// What keeps a database from being renamed or dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,23 +38,33 @@ impl Registry {
         if field(row, "ours")? { field(row, "bytes") } else { Err(not_ours(name)) }
     }
 
+    /// What the application relies on of the tenant `key`, and the name of its database, or the one that it had.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is no such tenant. The main database cannot be reached.
+    pub async fn standing(&self, key: &str) -> Result<(State, Option<String>)> {
+        let rows = self
+            .query("select state::text, name from tenantd.tenant where key = $1", &[(&key, Type::TEXT)], || {
+                format!("look how tenant {key} stands")
+            })
+            .await?;
+        let Some(row) = rows.first() else { return Err(Error::usage(format!("there is no tenant {key:?}"))) };
+        let word: String = field(row, "state")?;
+        let state = State::from_word(&word).ok_or_else(|| {
+            Error::new(Kind::Registry, format!("the registry holds {word:?}, which this tenantd does not know"))
+        })?;
+        Ok((state, field(row, "name")?))
+    }
+
     /// The name of the database of the tenant `key`.
     ///
     /// # Errors
     /// [`Kind::Usage`] when there is no such tenant, or it has no database now. The main database cannot be reached.
     pub async fn database_of(&self, key: &str) -> Result<String> {
-        let rows = self
-            .query(
-                "select state::text, case when state = 'ready' then name end as name from tenantd.tenant where key = $1",
-                &[(&key, Type::TEXT)],
-                || format!("look for the database of tenant {key}"),
-            )
-            .await?;
-        let Some(row) = rows.first() else { return Err(Error::usage(format!("there is no tenant {key:?}"))) };
-        field::<Option<String>>(row, "name")?.ok_or_else(|| {
-            let state = field::<String>(row, "state").unwrap_or_default();
-            Error::usage(format!("tenant {key} is {state}, so it has no database of its own now"))
-        })
+        match self.standing(key).await? {
+            (State::Ready, Some(name)) => Ok(name),
+            (state, _) => Err(Error::usage(format!("tenant {key} is {state}, so it has no database of its own now"))),
+        }
     }
 
     /// Everything that keeps the database `name` from being renamed or dropped: sessions, prepared transactions, replication slots.

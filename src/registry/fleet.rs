@@ -139,7 +139,8 @@ from tenantd.tenant t where state = 'ready' group by version order by version de
 const GAUGES: &str = "
 with unmade as (
     select s.name, coalesce(s.maker = (select keeper from tenantd.registry where keeper_until > now()), false)
-           or exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now()) as lives
+           or exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())
+           or coalesce(s.scratch_until > now(), false) as lives
     from tenantd.spare s where s.made_at is null
 )
 select now() as at,

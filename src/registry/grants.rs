@@ -40,6 +40,15 @@ pub(super) async fn grant(
             changes.push(format!("let role {role} read the view tenantd.tenants and call tenantd.wait()"));
         }
     }
+    notes.extend(notes_on_roles(config));
+    Ok(())
+}
+
+/// What a person should know of the roles that the settings name, or leave out.
+#[must_use]
+pub fn notes_on_roles(config: &Config) -> Vec<String> {
+    let tenant = &config.tenant;
+    let mut notes = Vec::new();
     if tenant.use_roles.is_empty() && tenant.connect_roles.is_empty() {
         notes.push("nobody but tenantd could use a tenant: name the application's role in tenant.use".to_owned());
     }
@@ -49,7 +58,7 @@ pub(super) async fn grant(
                 .to_owned(),
         );
     }
-    Ok(())
+    notes
 }
 
 /// Checks the roles that the settings name, and that ours may make databases and give them away.
@@ -57,6 +66,17 @@ pub(super) async fn grant(
 /// # Errors
 /// [`Kind::Usage`] for a role that does not exist; [`Kind::Rights`] for a right that is missing, with the statement that gives it.
 pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
+    match lacking(client, config, notes).await?.into_iter().next() {
+        Some(lacks) => Err(lacks),
+        None => Ok(()),
+    }
+}
+
+/// What the roles lack, each as the error that it would come to.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn lacking(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<Vec<Error>> {
     let tenant = &config.tenant;
     let named: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).chain(&tenant.connect_roles).collect();
     let row = client
@@ -74,17 +94,20 @@ pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Ve
         .doing(|| "look at the roles named in the settings".to_owned())?;
     let missing: Vec<String> = field(&row, "missing")?;
     let me = quote::identifier(&field::<String>(&row, "me")?);
+    let mut lacking = Vec::new();
     if !missing.is_empty() {
-        return Err(Error::usage(format!("the server has no role {}", missing.join(", ")))
+        lacking.push(Error::usage(format!("the server has no role {}", missing.join(", ")))
             .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
     }
     if !field::<bool>(&row, "may_create")? {
-        return Err(Error::new(Kind::Rights, format!("role {me} may not create databases"))
-            .hint(format!("as an administrator: alter role {me} createdb")));
+        lacking.push(
+            Error::new(Kind::Rights, format!("role {me} may not create databases"))
+                .hint(format!("as an administrator: alter role {me} createdb")),
+        );
     }
     if !field::<bool>(&row, "may_own")? {
         let owner = quote::identifier(tenant.owner.as_deref().unwrap_or_default());
-        return Err(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
+        lacking.push(Error::new(Kind::Rights, format!("role {me} is no member of {owner}")).hint(format!(
             "as an administrator: grant {owner} to {me} (Postgres 16 and later: with inherit true, set true)"
         )));
     }
@@ -95,5 +118,5 @@ pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Ve
                 .to_owned(),
         );
     }
-    Ok(())
+    Ok(lacking)
 }

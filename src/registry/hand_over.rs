@@ -14,7 +14,7 @@ use crate::pg::{Doing, Notifications, Server, Session, quote, sqlstate};
 use crate::tenant::Marker;
 
 /// RENAME waits a fixed five seconds for sessions in the database; this cuts it short, since another way is quicker.
-const RENAME_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const RENAME_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A tenant that is to get a spare.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Registry {
     }
 
     /// Locks the tenant's row for this attempt and returns the oid of the database `spare`.
-    async fn fence(&self, transaction: &Transaction<'_>, claim: &Claim, spare: &str) -> Result<u32> {
+    pub(super) async fn fence(&self, transaction: &Transaction<'_>, claim: &Claim, spare: &str) -> Result<u32> {
         let held = transaction
             .query_typed_opt(
                 "select d.oid from tenantd.tenant t join pg_database d on d.datname = $3
@@ -180,7 +180,7 @@ impl Registry {
         Ok(())
     }
 
-    async fn must_be_ours(&self, client: &Transaction<'_>, claim: &Claim, name: &str) -> Result<()> {
+    pub(super) async fn must_be_ours(&self, client: &Transaction<'_>, claim: &Claim, name: &str) -> Result<()> {
         let marker = Marker::of(self.id, &claim.key).to_string();
         client
             .query_typed_opt(

@@ -5,11 +5,11 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
 use super::signup::{self, Function, Table, Trigger};
-use super::{Registry, Worker, field, grants, parts};
+use super::{Registry, Worker, departure, field, grants, parts, schema};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, admin, migrate, quote};
+use crate::pg::{Doing, Executor, History, Server, admin, migrate};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ impl Registry {
         lock_installation(&session).await?;
         let table = signup::inspect(&session, &config.signup).await?;
         grants::check_roles(&session, config, &mut notes).await?;
-        make_schema(&session, &mut changes).await?;
+        schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
         let another_table = identity::point_at(&session, &table.name).await?;
         if another_table && identity.users_held {
@@ -66,6 +66,7 @@ impl Registry {
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
+            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
         }
         if !identity.users_held || another_table {
             hold_users(&session, &table, config, &mut changes, &mut notes).await?;
@@ -98,6 +99,7 @@ impl Registry {
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(&session).await? && !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
+            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
             if !identity.users_held {
                 hold_users(&session, &table, config, &mut changes, &mut notes).await?;
             }
@@ -213,37 +215,6 @@ async fn lock_installation(client: &Client) -> Result<()> {
     }
     Err(Error::new(Kind::Locked, "another tenantd has been installing for 30 s")
         .hint("look for a tenantd setup that hangs"))
-}
-
-async fn make_schema(client: &Client, changes: &mut Vec<String>) -> Result<()> {
-    let row = client
-        .query_typed_one(
-            "select to_regnamespace('tenantd') is not null as there, current_user::text as me, current_database()::text as here,
-                    coalesce((select pg_has_role(current_user, nspowner, 'usage') from pg_namespace where nspname = 'tenantd'), true) as ours",
-            &[],
-        )
-        .await
-        .doing(|| "look for schema tenantd".to_owned())?;
-    let (me, here): (String, String) = (field(&row, "me")?, field(&row, "here")?);
-    let me = quote::identifier(&me);
-    if field(&row, "there")? {
-        return if field(&row, "ours")? {
-            Ok(())
-        } else {
-            Err(Error::new(Kind::Rights, format!("schema tenantd does not belong to role {me}"))
-                .hint(format!("as an administrator: alter schema tenantd owner to {me}")))
-        };
-    }
-    client.batch_execute("create schema tenantd").await.doing(|| "make schema tenantd".to_owned()).map_err(
-        |error| {
-            error.hint(format!(
-                "as an administrator, in database {}: create schema tenantd authorization {me}",
-                quote::identifier(&here)
-            ))
-        },
-    )?;
-    changes.push("made schema tenantd".to_owned());
-    Ok(())
 }
 
 /// Brings the registry's tables to our version and settles whose it is.

@@ -10,6 +10,9 @@ use crate::tenant::{State, Work};
 /// So many tenants are looked through for the nearest ones to a word that none has.
 const LOOKED_THROUGH: i64 = 20_000;
 
+/// So many keys are read at a time.
+const PAGE: i64 = 500;
+
 /// A beginning of a key or name must be so long to stand for it.
 const SHORTEST: usize = 4;
 
@@ -187,6 +190,21 @@ impl Registry {
             [] => error.hint("`tenantd list` shows all of them"),
             near => error.hint(format!("the nearest: {}", near.join(", "))),
         })
+    }
+
+    /// The keys of all tenants that fit `filter`, in their order, read page by page.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn all_keys(&self, filter: &Filter) -> Result<Vec<String>> {
+        let mut keys: Vec<String> = Vec::new();
+        loop {
+            let page = self.keys(filter, keys.last().map_or("", String::as_str), PAGE).await?;
+            if page.is_empty() {
+                return Ok(keys);
+            }
+            keys.extend(page);
+        }
     }
 
     /// The keys of the tenants that fit `filter` and come after `after`, in their order, not more than `most`.

@@ -4,27 +4,34 @@
 //! and due tenants, `record` and
 //! [`rollback`] write what became of them, fenced by the claim's attempt; [`sweep`] finds what needs a look;
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
-//! [`databases`] looks at tenants' databases from outside;
+//! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! [`tenants`] reads them for commands, and [`events`] is the history of what was done.
+//! [`tenants`] reads them for commands; [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history
+//! of what was done.
 
 mod by_hand;
+pub mod check;
 pub mod claim;
 mod create;
 pub mod databases;
+pub mod departure;
+pub mod doctor;
 pub mod doorbell;
+pub mod dropped;
 pub mod events;
 pub mod fleet;
-mod grants;
+pub mod grants;
 pub mod hand_over;
 pub mod identity;
 pub mod install;
+pub mod locks;
 pub mod lookup;
-mod parts;
+pub mod parts;
 pub mod print;
 mod record;
 pub mod rollback;
 pub mod rollouts;
+pub mod schema;
 pub mod sets;
 pub mod signup;
 pub mod spares;

@@ -12,26 +12,32 @@ const TABLES: &[&str] = &[
     "registry",
     "tenant",
     "signup",
+    "departure",
     "migration_set",
     "template",
     "rollout",
     "event",
     "spare",
+    "dropped",
     "spares_at_hand",
     "tenants",
 ];
-const FUNCTIONS: [&str; 7] = [
+const FUNCTIONS: [&str; 8] = [
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",
     "take_in()",
     "claim_due(uuid, bigint, text, double precision, bigint, bigint, bigint, bigint, text[])",
     "name_spare(text, text, text, text)",
+    "set_aside(text, text, text, text, text, double precision)",
     "hand_over_at_commit(text[], text, text)",
     "hand_over(text[], bigint[], text, text[], text[], text, text)",
 ];
 
 /// Those that are not there, by name.
-pub(super) async fn missing(client: &Client) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The main database cannot be asked.
+pub async fn missing(client: &Client) -> Result<Vec<String>> {
     let row = client
         .query_typed_one(
             "select array(select t from unnest($1::text[]) t where to_regclass('tenantd.' || t) is null

@@ -1,10 +1,11 @@
 //! The installation as SQL that a person can read and run.
 
-use crate::config::Config;
+use crate::config::{Config, OnDelete};
 use crate::error::Result;
 use crate::migrations::embedded;
 use crate::pg::quote;
 
+use super::departure;
 use super::signup::{self, Table};
 
 /// Everything that `setup` would do, as one script for an administrator; `table`: as the catalogue knows it, if it could be asked.
@@ -36,6 +37,10 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
     sql.push_str(&signup::Function::of(config, &id, notify).sql());
     for on in table.map_or(std::slice::from_ref(&name), |table| table.triggers_on.as_slice()) {
         sql.push_str(&signup::trigger_sql(on, table.is_some_and(|table| table.by_row), false));
+    }
+    if config.signup.on_delete == OnDelete::Drop {
+        let on = table.map_or(std::slice::from_ref(&name), |table| table.triggers_on.as_slice());
+        sql.push_str(&departure::sql(&id, on, table.is_some_and(|table| table.by_row)));
     }
     for role in &config.tenant.use_roles {
         let role = quote::identifier(role);

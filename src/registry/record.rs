@@ -22,6 +22,9 @@ from without_fsync, unnest($2::text[], $3::int8[], $4::int8[], $5::text[], $6::t
     as d (key, attempt, version, migration_set, access, migrated)
 where t.key = d.key and t.attempt = d.attempt and t.leased_by = $1 returning t.key";
 
+/// Whether a process that died left its lease on the tenant `t`, which no sweep looks at by itself.
+pub(super) const LEFT: &str = "t.leased_until <= now() and (t.work = 'held' or t.state in ('deleting', 'deleted'))";
+
 impl Registry {
     /// Records in one statement that the claimed tenants are as they should be, and gives their leases back. What became of each, in their
     /// order: [`Kind::LeaseLost`](crate::error::Kind::LeaseLost) for one that somebody else has by now, of which nothing was written.
@@ -115,5 +118,14 @@ impl Registry {
             )
             .await?;
         fenced(released, claim)
+    }
+
+    /// Takes away the leases that have ended on tenants that no sweep looks at: held ones, and those that are deleted or being deleted.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn forget_dead_leases(&self) -> Result<u64> {
+        let sql = format!("update tenantd.tenant t set leased_until = null, leased_by = null where {LEFT}");
+        self.execute(&sql, &[], || "take away leases that have ended".to_owned()).await
     }
 }

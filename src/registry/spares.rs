@@ -85,6 +85,7 @@ pub(super) const RELEASED: &str = "s.made_at is not null and s.key is not null
 /// Whether nobody is making the spare `s` any more.
 pub(super) const STRAY: &str = "s.made_at is null
     and (s.maker is null or s.maker is distinct from (select keeper from tenantd.registry where keeper_until > now()))
+    and (s.scratch_until is null or s.scratch_until <= now())
     and not exists (select from tenantd.tenant t where t.key = s.key and t.attempt = s.attempt and t.leased_until > now())";
 
 impl Registry {
@@ -183,6 +184,54 @@ impl Registry {
         Err(Error::new(Kind::Template, format!("the template {template:?} was retired")))
     }
 
+    /// Writes down the random name `spare` before an empty database is made under it for the claimed tenant.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`] when the claim is not ours any more. The main database cannot be reached.
+    pub async fn announce_for(&self, claim: &Claim, spare: &str) -> Result<()> {
+        let written = self
+            .execute(
+                "insert into tenantd.spare (name, key, attempt) select $1, key, attempt from tenantd.tenant
+                 where key = $2 and attempt = $3 and leased_by = $4 and leased_until > now()",
+                &[
+                    (&spare, Type::TEXT),
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&self.worker, Type::TEXT),
+                ],
+                || format!("write down the database {spare:?}"),
+            )
+            .await?;
+        fenced(written, claim)
+    }
+
+    /// Writes down what the database `spare`, made for the claimed tenant, holds: its newest migration, and the set if that is known.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`] when it was taken for a stray meanwhile. The main database cannot be reached.
+    pub async fn describe_spare(
+        &self,
+        claim: &Claim,
+        spare: &str,
+        version: Option<i64>,
+        migration_set: Option<&str>,
+    ) -> Result<()> {
+        let written = self
+            .execute(
+                "update tenantd.spare set version = $4, migration_set = $5 where name = $1 and key = $2 and attempt = $3",
+                &[
+                    (&spare, Type::TEXT),
+                    (&claim.key, Type::TEXT),
+                    (&claim.attempt, Type::INT8),
+                    (&version, Type::INT8),
+                    (&migration_set, Type::TEXT),
+                ],
+                || format!("write down what the database {spare:?} holds"),
+            )
+            .await?;
+        fenced(written, claim)
+    }
+
     /// Keeps a spare for anyone: one that was just made, or that the tenant it was meant for does not take. False: it was taken for a stray
     /// meanwhile.
     ///
@@ -240,6 +289,20 @@ impl Registry {
         self.execute("delete from tenantd.spare where name = $1", &[(&spare, Type::TEXT)], || {
             format!("forget the spare {spare:?}")
         })
+        .await
+        .map(drop)
+    }
+
+    /// Writes down the random name `scratch` of a scratch database before it is made. It is no stray for `lasts`.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn announce_scratch(&self, scratch: &str, lasts: Duration) -> Result<()> {
+        self.execute(
+            "insert into tenantd.spare (name, maker, scratch_until) values ($1, $2, now() + $3 * interval '1 second')",
+            &[(&scratch, Type::TEXT), (&self.worker, Type::TEXT), (&lasts.as_secs_f64(), Type::FLOAT8)],
+            || format!("write down the scratch database {scratch:?}"),
+        )
         .await
         .map(drop)
     }

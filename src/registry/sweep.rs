@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::claim::damaged;
 use super::lookup::{Filter, Values};
+use super::record::LEFT;
 use super::rollouts::BEHIND;
 use super::sets::Relations;
 use super::signup::{self, Table, request_missing_sql};
@@ -73,6 +74,10 @@ pub struct Start {
     pub newer: i64,
     /// Whether there are spares that nobody is making, or was taken in vain.
     pub strays: bool,
+    /// Whether something that was set aside is to be dropped for good, or a dead process left a tenant that no sweep looks at.
+    pub over: bool,
+    /// Whether users were deleted whose tenants may go.
+    pub departures: bool,
     /// How many tenants need a look, and nobody works on them.
     pub needing: usize,
     /// How many more there are that somebody works on.
@@ -160,6 +165,9 @@ fn start_sql(table: Option<&Table>, among: &str) -> String {
                  exists (select from tenantd.tenant where migration_set <> all ($11) and state <> 'deleted') as unknown,
                  (select count(*) from tenantd.tenant t where migration_set = any ($3) and state = 'ready' and {among}) as newer,
                  exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
+                 exists (select from tenantd.dropped where purge_after <= now() or condemned_at is not null)
+                     or exists (select from tenantd.tenant t where {LEFT}) as over,
+                 exists (select from tenantd.departure) as departures,
                  (select count(*) from needing where not busy) as needing,
                  (select count(*) from needing where busy) as busy,
                  (select at from cut) as cut_at, (select key from cut) as cut_key
@@ -201,6 +209,8 @@ impl Registry {
             unknown: field(row, "unknown")?,
             newer: field(row, "newer")?,
             strays: field(row, "strays")?,
+            over: field(row, "over")?,
+            departures: field(row, "departures")?,
             needing: number("needing")?,
             busy: number("busy")?,
             cut: Cut { at: field(row, "cut_at")?, key: field(row, "cut_key")? },

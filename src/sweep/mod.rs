@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
+use crate::life::departures::follow;
+use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
 use crate::registry::lookup::Filter;
@@ -62,6 +64,12 @@ pub struct Report {
     pub template: Option<Error>,
     /// Half-made databases that nobody was making, dropped.
     pub strays: u64,
+    /// Tenants that were dropped, since their users were deleted.
+    pub departed: u64,
+    /// Databases that were set aside and whose time of grace was over, dropped for good.
+    pub purged: u64,
+    /// Tenants that were to go, for a time of grace or for good, and could not, by key, each with why.
+    pub undropped: Vec<(String, Error)>,
     /// The server's failure that ended the sweep early.
     pub server: Option<Error>,
     /// Tenants that were chosen and not reached, because the sweep ended early.
@@ -120,6 +128,7 @@ impl Report {
             && self.braked == 0
             && self.template.is_none()
             && self.rollout.as_ref().is_none_or(|rollout| rollout.state == RolloutState::Aborted)
+            && self.undropped.is_empty()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -169,7 +178,7 @@ pub async fn sweep(
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
     (report.newer, report.busy) = (start.newer, start.busy);
-    let needing = start.needing;
+    let (needing, over, departures) = (start.needing, start.over, start.departures);
     if needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
         lanes::run(context, tasks, run, feed, needing, &mut report, &mut |ended, through| {
@@ -182,6 +191,13 @@ pub async fn sweep(
             None => rollout::drive(context, tasks, run, &mut report, &mut tell).await?,
             Some(only) => report.rollout = rollout::waiting(context, only).await?,
         }
+    }
+    // A sweep of some drops nothing.
+    if departures && run.only.is_none() {
+        follow_departures(context, table, run, &mut report).await?;
+    }
+    if over && run.only.is_none() {
+        purge(context, run, &mut report).await?;
     }
     report.took = began.elapsed();
     Ok(report)
@@ -229,6 +245,37 @@ pub async fn migrate_named(
     lanes::run(context, tasks, run, feed, all, &mut report, &mut |ended, through| tell(ended, through, all)).await;
     report.took = began.elapsed();
     Ok(report)
+}
+
+/// Drops the tenants of deleted users. That their users cannot be looked for, or no backup can be written, keeps the sweep from nothing else.
+async fn follow_departures(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<()> {
+    let Context { server, registry, config, .. } = context;
+    match Box::pin(follow(server, registry, config, table, run.by_hand, &run.stop)).await {
+        Ok(followed) => {
+            report.departed = followed.dropped;
+            report.undropped.extend(followed.failed);
+            Ok(())
+        }
+        Err(error) if error.kind().is_out_of_reach() => Err(error),
+        Err(error) => {
+            tracing::warn!(
+                error = error.chain(),
+                hint = error.advice(),
+                "deleted users could not be followed; tried again"
+            );
+            report.undropped.push(("of deleted users".to_owned(), error));
+            Ok(())
+        }
+    }
+}
+
+/// Drops for good what is over. Last, since each DROP DATABASE slows the server for a moment.
+async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> {
+    in_time(context.registry.forget_dead_leases()).await?;
+    let purged = purge_due(&context.registry, run.by_hand, &run.stop).await?;
+    report.purged = purged.dropped;
+    report.undropped.extend(purged.failed.into_iter().map(|(dropped, error)| (dropped.key, error)));
+    Ok(())
 }
 
 /// Asks what there is to do: once, as long as nothing is found that changes the question.

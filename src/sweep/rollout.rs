@@ -225,7 +225,7 @@ impl Drive<'_> {
             let feed = Feed::of_rollout(Arc::clone(self.context), self.behind.clone(), None, most);
             self.reach(feed, most.unwrap_or(left), report, tell).await?;
             if self.run.stop.is_cancelled() || report.server.is_some() {
-                return Ok(());
+                break;
             }
         }
         if registry.count_behind(&self.behind).await? == 0 {
@@ -266,7 +266,10 @@ impl Drive<'_> {
             // They wait for the rollout, which is told by itself.
             let waiting = report.unreached - unreached;
             (report.unreached, report.chosen) = (unreached, report.chosen - waiting);
-            self.pause(&why, false).await?;
+            // Where nobody is left there is nothing to pause for: those that failed are told as such.
+            if self.context.registry.count_behind(&self.behind).await? > 0 {
+                self.pause(&why, false).await?;
+            }
         }
         Ok(())
     }

@@ -1,49 +1,20 @@
 //! `tenantd backup`: what is written, who may read it, and what is refused before anything is.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::fleet::{execute, row};
+use crate::life::{files, json, program, tenants};
 use crate::sql::{one, run};
-use crate::support::daemon::{Output, Program};
 use crate::support::database::{TENANTD_PASSWORD, TestDatabase};
 use crate::support::process;
 use crate::support::server::programs;
 use crate::support::until::until;
 
 const SOON: Duration = Duration::from_mins(1);
-
-/// With a folder for backups, and the programs of the server's own version.
-fn program(database: &TestDatabase, folder: &Path) -> Program {
-    Program::for_database(database)
-        .setting("backup.folder", &folder.display().to_string())
-        .setting("backup.pg_dump", &programs().join("pg_dump").display().to_string())
-}
-
-/// Signs users up and sweeps. Returns their keys.
-async fn tenants(database: &TestDatabase, program: &Program, number: usize) -> Vec<String> {
-    assert_eq!(program.run(&["setup"]).await.code(), 0);
-    let mut keys = Vec::new();
-    for number in 0..number {
-        keys.push(database.sign_up(&format!("{number}@example.org")).await);
-    }
-    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
-    keys
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> =
-        std::fs::read_dir(folder).expect("the folder").flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    files
-}
 
 /// Goal: a backup is a whole file of the tenant's, that only we can read, and is in its history; nothing of the password is in the arguments
 /// of a child. Method: two tenants, one with a row; what `pg_restore` reads from the file.

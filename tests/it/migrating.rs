@@ -126,7 +126,7 @@ async fn a_rollout_is_shown_and_ordered() {
         shown.contains("canaries: 0 have it, 2 failed, 0 are left; new tenants get the version before\n"),
         "{shown}"
     );
-    assert!(shown.contains("2 tenants behind of 4"), "{shown}");
+    assert!(shown.contains("behind: 2 of 4 tenants"), "{shown}");
     let refused = scene.run(&["rollout", "pause"], 2).await;
     assert_eq!(refused.stderr.lines().last(), Some("tenantd: the rollout to version 2 is paused already"));
     scene.run(&["rollout", "abort", "--why", "wrong"], 0).await;

@@ -14,7 +14,7 @@ const ROWS: [(&str, &[&str]); 7] = [
     ("rules", &["config", "retry", "plan", "migrations"]),
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),
-    ("work", &["isolation", "provision", "sweep", "spares", "backup"]),
+    ("work", &["isolation", "provision", "sweep", "spares", "backup", "life"]),
     (
         "service",
         &[
@@ -125,7 +125,7 @@ fn the_driver_is_named_in_rows_two_and_three_only() {
 
 #[test]
 fn files_are_read_in_few_places() {
-    let places = ["config/", "migrations/source", "pg/tls", "pg/password", "pg/libpq", "backup/"];
+    let places = ["config/", "migrations/source", "migrations/draft", "pg/tls", "pg/password", "pg/libpq", "backup/"];
     let mut breaches = named_outside("std::fs", |source| below(source, &places));
     breaches.extend(named_outside("tokio::fs", |source| below(source, &places)));
     none(

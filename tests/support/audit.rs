@@ -26,7 +26,7 @@ pub enum Finding {
     ExpiredLease,
     /// A tenant that every role may enter.
     OpenToPublic,
-    /// A spare or a template in service that somebody may enter.
+    /// A spare, a template in service or what was set aside, that somebody may enter.
     OpenSpare,
     /// An advisory lock that is still held.
     LockHeld,
@@ -69,7 +69,8 @@ impl Finding {
                 "select datname::text from pg_database
                  where datconnlimit = -2
                    and (starts_with(datname, $1) or exists (select from tenantd.spare s where s.name = datname)
-                        or exists (select from tenantd.template p where p.name = datname))"
+                        or exists (select from tenantd.template p where p.name = datname)
+                        or exists (select from tenantd.dropped p where p.name = datname))"
             }
             Finding::DuplicateMarker => {
                 "select shobj_description(oid, 'pg_database') from pg_database
@@ -87,7 +88,8 @@ impl Finding {
                 "select datname::text from pg_database
                  where $1::text is not null and (datallowconn or has_database_privilege('public', oid, 'connect'))
                    and (exists (select from tenantd.spare s where s.name = datname and s.made_at is not null)
-                        or exists (select from tenantd.template p where p.name = datname and p.completed_at is not null))"
+                        or exists (select from tenantd.template p where p.name = datname and p.completed_at is not null)
+                        or exists (select from tenantd.dropped p where p.name = datname))"
             }
             Finding::LockHeld => {
                 "select format('(%s, %s) held by %s', classid, objid, coalesce(application_name, 'a prepared transaction'))
@@ -114,7 +116,7 @@ impl Finding {
 
 /// Everything found in the main database that `client` is connected to and that is not among `allowed`, as sentences.
 pub async fn audit(client: &Client, prefix: &str, allowed: &[Finding]) -> Vec<String> {
-    let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null";
+    let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null and to_regclass('tenantd.dropped') is not null";
     let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
     let start = Instant::now();
     let mut found = Vec::new();

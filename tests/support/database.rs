@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tenantd::tenant::{SPARE_PREFIX, TEMPLATE_PREFIX};
+use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use super::audit::{Finding, audit};
 use super::process::tell;
@@ -165,16 +166,23 @@ impl TestDatabase {
         self.finished = true;
     }
 
-    /// Spares and templates that are recorded in this registry.
+    /// Spares, templates and what was set aside, as recorded in this registry.
     async fn spares(&self, client: &Client) -> Vec<String> {
-        let table = "select to_regclass('tenantd.spare') is not null and to_regclass('tenantd.template') is not null";
-        if !client.query_one(table, &[]).await.expect("look for the tables").get::<_, bool>(0) {
-            return Vec::new();
+        let mut names = Vec::new();
+        for table in ["spare", "template", "dropped"] {
+            let there = format!("select to_regclass('tenantd.{table}') is not null");
+            if !client.query_one(&there, &[]).await.expect("look for the tables").get::<_, bool>(0) {
+                continue;
+            }
+            let select = format!(
+                "select s.name from tenantd.{table} s join pg_database on datname = s.name
+                 where starts_with(s.name, $1) or starts_with(s.name, $2) or starts_with(s.name, $3)"
+            );
+            let prefixes: [&(dyn ToSql + Sync); 3] = [&SPARE_PREFIX, &TEMPLATE_PREFIX, &DROPPED_PREFIX];
+            let rows = client.query(&select, &prefixes).await.expect("list the spares");
+            names.extend(rows.iter().map(|row| row.get::<_, String>(0)));
         }
-        let select = "select s.name from (select name from tenantd.spare union all select name from tenantd.template) s
-                      join pg_database on datname = s.name where starts_with(s.name, $1) or starts_with(s.name, $2)";
-        let rows = client.query(select, &[&SPARE_PREFIX, &TEMPLATE_PREFIX]).await.expect("list the spares");
-        rows.iter().map(|row| row.get(0)).collect()
+        names
     }
 
     fn url_as(&self, role: &str, password: &str) -> String {

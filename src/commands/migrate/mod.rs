@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::given::Given;
-use super::{progress, report};
+use super::{ExitStatus, main_schema, progress, report};
 use crate::config::{Rollout, Share};
 use crate::error::{Error, Result};
 use crate::notices::Notices;
@@ -28,10 +28,12 @@ canaries first (`tenantd rollout` shows how it stands). Tenants that are named g
 Examples:
   tenantd migrate --dry-run                  each tenant's steps, and the SQL
   tenantd migrate --canary 5 --waves 1%,20%,100%
-  tenantd migrate 6b1d7c1e --to 12           one tenant, not further than version 12"
+  tenantd migrate 6b1d7c1e --to 12           one tenant, not further than version 12
+  tenantd migrate main                       the application's own schema, from the folder main.migrations"
 )]
 pub struct Migrate {
-    /// Tenants by key, database name, or the beginning of one [default: every tenant]
+    /// Tenants by key, database name, or the beginning of one [default: every tenant]; or `main`, the application's own schema in the
+    /// main database
     #[arg(value_name = "KEY")]
     pub keys: Vec<String>,
     /// Not further than this version
@@ -61,6 +63,10 @@ pub struct Migrate {
 /// [`Kind::Usage`](crate::error::Kind::Usage): an unknown key or version. The main database cannot be reached, or the migration set is refused
 /// as a whole.
 pub async fn run(given: Given, arguments: &Migrate, out: &mut impl Write) -> Result<ExitCode> {
+    if arguments.keys == ["main"] {
+        let Migrate { to, dry_run, .. } = arguments;
+        return main_schema::migrate(&given, *to, *dry_run, out).await.map(ExitStatus::into);
+    }
     let given = with_arguments(given, arguments)?;
     let context = given.context().await?;
     let keys = context.registry.resolve(&arguments.keys).await?;

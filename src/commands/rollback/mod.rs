@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 
 use self::report::{Report, Told};
 use super::given::{Consent, Given, Patience};
-use super::{ExitStatus, output, progress};
+use super::{ExitStatus, main_schema, output, progress};
 use crate::error::Result;
 use crate::migrations::back::{Target, refuse_without_down};
 use crate::migrations::compare::Recorded;
@@ -40,10 +40,11 @@ Refused before anything is touched where a down file is missing.
 Examples:
   tenantd rollback 6b1d7c1e --steps 1                what would be lost is asked first
   tenantd rollback --all --to 12 --dry-run           each tenant's steps, and the SQL
-  tenantd rollback --all --to-name add_level --yes   that migration stays, what came after it goes"
+  tenantd rollback --all --to-name add_level --yes   that migration stays, what came after it goes
+  tenantd rollback main --steps 1                    the application's own schema in the main database"
 )]
 pub struct Arguments {
-    /// Tenants by key, database name, or the beginning of one
+    /// Tenants by key, database name, or the beginning of one; or `main`, the application's own schema in the main database
     #[arg(value_name = "KEY")]
     pub keys: Vec<String>,
     /// Every tenant that is ready
@@ -79,6 +80,12 @@ pub struct Arguments {
 /// [`Kind::Usage`](crate::error::Kind::Usage), before anything is touched: an unknown key, version or name, a missing down file, no consent.
 /// The main database cannot be reached.
 pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> Result<ExitCode> {
+    if arguments.keys == ["main"] {
+        let target = |set: &MigrationSet| target(set, arguments);
+        return main_schema::roll_back(given, target, arguments.dry_run, arguments.consent, out)
+            .await
+            .map(ExitStatus::into);
+    }
     let target = target(&given.set, arguments)?;
     let registry = given.registry().await?;
     let keys = choose(&registry, arguments).await?;

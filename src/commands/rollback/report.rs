@@ -134,7 +134,11 @@ fn lines(report: &Report, set: &MigrationSet) -> String {
         let _ = writeln!(text, "{} failed: {}", output::line(key), in_full(error));
     }
     if report.dry_run {
-        text.push_str(&sql(report, set));
+        let scripts = scripts(report, set);
+        text.extend(scripts.iter().map(|(_, down)| output::script(&down.file, down.mode, &down.sql)));
+        if !scripts.is_empty() {
+            text.push('\n');
+        }
     }
     let (failed, done) = (report.failures().count(), report.rolled_back().count());
     let (would, unchanged) = (if report.dry_run { "to be " } else { "" }, report.tenants.len() - failed - done);
@@ -149,24 +153,6 @@ fn lines(report: &Report, set: &MigrationSet) -> String {
     }
     if done > 0 && !report.dry_run {
         text.push_str("what was rolled back is held: `tenantd release` lets the next sweep bring it up again\n");
-    }
-    text
-}
-
-fn sql(report: &Report, set: &MigrationSet) -> String {
-    let mut text = String::new();
-    for (_, down) in scripts(report, set) {
-        let how = match down.mode {
-            Mode::Transaction => "in a transaction",
-            Mode::Statements => "without a transaction",
-        };
-        let _ = writeln!(text, "\n-- {}, {how}", output::line(&down.file));
-        for line in down.sql.trim_end().lines() {
-            let _ = writeln!(text, "{}", output::line(line));
-        }
-    }
-    if !text.is_empty() {
-        text.push('\n');
     }
     text
 }

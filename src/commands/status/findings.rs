@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use super::Status;
+use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
+use crate::registry::fleet::Count;
 use crate::registry::signup::Trigger;
+use crate::tenant::State;
 
 /// A daemon that is there takes a due tenant within a poll. After this time without anybody at work it does not.
 const OVERDUE: Duration = Duration::from_mins(5);
@@ -126,6 +129,13 @@ impl Status<'_> {
                 "Mend what it says, then reload the daemon; a template that can be built is built by itself.",
             ));
         }
+        if let Some(Err(error)) = &self.main_schema {
+            found.push(remark(
+                "main_schema",
+                format!("The application's own schema cannot be migrated: {}.", error.chain().trim_end_matches('.')),
+                error.advice().unwrap_or("`tenantd migrate main --dry-run` says what stands in the way."),
+            ));
+        }
         if self.newer > 0 {
             let have = if self.newer == 1 { "has" } else { "have" };
             found.push(remark(
@@ -207,14 +217,37 @@ impl Status<'_> {
     /// What is good to know and needs nobody now.
     pub(super) fn good_to_know(&self) -> Vec<Remark> {
         let mut notes = Vec::new();
-        let (held, failing, strays, room) =
-            (self.with_work("held"), self.with_work("failing"), self.fleet.strays, self.room);
+        let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
+        let waiting = |count: &&Count| count.work == "held" && count.state == State::Requested.word();
+        let held: i64 = self.fleet.counts.iter().filter(waiting).map(|count| count.tenants).sum();
+        let kept = self.with_work("held") - held;
         let max = i64::from(self.config.tenant.max);
         if held > 0 {
             notes.push(remark(
                 "held",
                 format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
                 "`tenantd setup --backfill` makes them due.",
+            ));
+        }
+        if let Some(Ok(Reached { pending, .. })) = &self.main_schema
+            && !pending.is_empty()
+        {
+            let lacking = counted(i64::try_from(pending.len()).unwrap_or(i64::MAX), "migration");
+            notes.push(remark(
+                "main_schema_behind",
+                format!("The application's own schema lacks {lacking}."),
+                "`tenantd migrate main` applies what it lacks.",
+            ));
+        }
+        if kept > 0 {
+            notes.push(remark(
+                "kept",
+                format!(
+                    "{} held: sweeps leave {} alone.",
+                    counted_are(kept, "tenant"),
+                    if kept == 1 { "it" } else { "them" }
+                ),
+                "`tenantd release` lets a tenant go on.",
             ));
         }
         if failing > 0 {

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use super::findings::Remark;
 use super::{Signup, Status};
+use crate::commands::main_schema::Reached;
 use crate::commands::output;
+use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
 use crate::registry::signup::Trigger;
 
@@ -49,6 +51,7 @@ pub(super) fn object(status: &Status<'_>) -> Value {
         })),
         "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
         "template_failure": fleet.template_failure,
+        "main_schema": status.main_schema.as_ref().map(|standing| main_schema(status, standing)),
     })
 }
 
@@ -72,6 +75,17 @@ fn version(status: &Status<'_>, row: &VersionCount) -> Value {
         "standing": standing.word(),
         "pending": standing.pending().map(|pending| pending.iter().map(named).collect::<Vec<_>>()),
     })
+}
+
+fn main_schema(status: &Status<'_>, standing: &Result<Reached>) -> Value {
+    let (version, pending, error) = match standing {
+        Ok(Reached { version, pending }) => {
+            let named = |(version, name): &(i64, String)| json!({ "version": version, "name": name });
+            (Some(version), Some(pending.iter().map(named).collect::<Vec<_>>()), None)
+        }
+        Err(error) => (None, None, Some(output::error(error))),
+    };
+    json!({ "source": status.config.main_schema.migrations, "version": version, "pending": pending, "error": error })
 }
 
 fn problems(status: &Status<'_>, work: &str) -> Vec<Value> {

@@ -11,6 +11,7 @@ use std::io::Write;
 use uuid::Uuid;
 
 use super::given::Given;
+use super::main_schema::{self, Reached};
 use super::{ExitStatus, output};
 use crate::config::Config;
 use crate::error::{Kind, Result};
@@ -34,6 +35,8 @@ struct Status<'a> {
     relations: Relations,
     /// Tenants that have migrations which this tenantd does not carry.
     newer: i64,
+    /// How the application's own schema stands, or why that cannot be said; `None`: tenantd does not migrate it.
+    main_schema: Option<Result<Reached>>,
 }
 
 /// The signup table and its triggers.
@@ -49,6 +52,7 @@ struct Signup {
 /// with what to do:
 /// - a tenant is parked;
 /// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
+/// - the application's own schema contradicts its folder;
 /// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps;
 /// - tenants wait and no daemon is there, or one is there and nobody has worked on them for five minutes;
 /// - the brakes hold tenants back: `tenant.max` is reached, or `tenant.max_per_hour` while tenants wait;
@@ -82,6 +86,10 @@ impl<'a> Status<'a> {
             set,
             relations,
             newer,
+            main_schema: match config.main_schema.migrations {
+                Some(_) => Some(main_schema::standing(registry, config).await),
+                None => None,
+            },
         })
     }
 

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::findings::Remark;
 use super::{Signup, Standing, Status};
+use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, duration, line, moment, paragraph, table};
+use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem};
 use crate::registry::signup::Trigger;
 
@@ -101,7 +103,7 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         let state = if rollout.paused { "paused" } else { "running" };
         ("Rollout", format!("to version {}: {state}; `tenantd rollout` shows more", rollout.version))
     });
-    let facts = [
+    let mut facts = vec![
         ("Waiting", waiting),
         ("In work", counted(fleet.leased, "tenant")),
         ("Daemons", daemons),
@@ -130,7 +132,23 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         ),
         ("Registry", status.registry.to_string()),
     ];
-    facts.into_iter().chain(rollout).collect()
+    if let Some(main_schema) = &status.main_schema {
+        facts.push(("Main schema", self::main_schema(main_schema)));
+    }
+    facts.extend(rollout);
+    facts
+}
+
+fn main_schema(standing: &Result<Reached>) -> String {
+    match standing {
+        Ok(Reached { version: 0, pending }) if pending.is_empty() => "no migration".to_owned(),
+        Ok(Reached { version, pending }) if pending.is_empty() => format!("at {version}, the newest"),
+        Ok(Reached { version, pending }) => {
+            let pending: Vec<String> = pending.iter().map(|(version, name)| format!("{version} {name}")).collect();
+            format!("at {version}, still lacking {}", pending.join(", "))
+        }
+        Err(_) => "see below".to_owned(),
+    }
 }
 
 fn doorbell(holder: Option<&BellHolder>) -> String {

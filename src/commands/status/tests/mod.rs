@@ -1,5 +1,7 @@
 //! Whole outputs of fleets made by hand.
 
+mod parts;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -78,6 +80,7 @@ fn well<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
         set,
         relations: Relations::default(),
         newer: 0,
+        main_schema: None,
     }
 }
 
@@ -198,18 +201,6 @@ All is well.
     );
     assert_eq!(text::whole(&status), expected);
     assert_eq!(json::object(&status)["ok"], true);
-}
-
-#[test]
-fn an_empty_fleet_is_well() {
-    let (config, set) = (config(), set());
-    let mut status = well(&config, &set);
-    status.fleet = Fleet { at: at(), ..Fleet::default() };
-    let shown = text::whole(&status);
-    assert!(shown.contains("\nNo tenants yet.\n\nWaiting      no tenant\n"), "{shown}");
-    assert!(shown.ends_with(
-        "\nGood to know:\n- No daemon is connected, and nobody waits.\n  A signup would wait for the next start or sweep.\n\nAll is well.\n"
-    ));
 }
 
 const TROUBLED: &str = r#"tenantd@db.example.com:5432/app at 2026-03-01 12:00:00 UTC

@@ -1,0 +1,91 @@
+//! Scratch databases: clones of a template for a command to look into, under a random name that is written down, and dropped at the end.
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::pg::{Doing, admin, quote};
+use crate::registry::Registry;
+use crate::registry::templates::Template;
+use crate::tenant::spare_name;
+
+/// A scratch database is no stray for so long; no command needs one longer.
+const LASTS: Duration = Duration::from_hours(1);
+
+/// What every database can be a copy of.
+const EMPTY: &str = "template0";
+
+/// A scratch database: shut to PUBLIC, and closed until it is opened.
+///
+/// End with [`Scratch::discard`]. What a command that died left is dropped by a sweep, an hour later.
+#[derive(Debug)]
+pub struct Scratch {
+    name: String,
+}
+
+impl Scratch {
+    /// Makes one from `template`, or an empty one.
+    ///
+    /// # Errors
+    /// As [`admin::create_database`]'s; nothing is left then.
+    pub async fn make(registry: &Registry, config: &Config, template: Option<&Template>) -> Result<Scratch> {
+        let scratch = Scratch { name: spare_name() };
+        registry.announce_scratch(&scratch.name, LASTS).await?;
+        let made = {
+            let server_version = registry.server_version().await?;
+            let session = registry.session().await?;
+            admin::create_database(&session, &copy(config, template, &scratch.name, server_version), "").await
+        };
+        match made {
+            Ok(()) => Ok(scratch),
+            Err(error) => {
+                // What cannot be dropped either is found by a sweep.
+                let _ = scratch.discard(registry).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets it take connections of those that may connect: tenantd and its owner.
+    ///
+    /// # Errors
+    /// The server did not let us.
+    pub async fn open(&self, registry: &Registry) -> Result<()> {
+        let open = format!("alter database {} with allow_connections true", quote::identifier(&self.name));
+        let opened = registry.session().await?.batch_execute(&open).await;
+        opened.doing(|| format!("open the scratch database {:?}", self.name))
+    }
+
+    /// Drops it.
+    ///
+    /// # Errors
+    /// The server did not drop it: a sweep does later.
+    pub async fn discard(self, registry: &Registry) -> Result<()> {
+        admin::drop_database(&*registry.session().await?, &self.name).await?;
+        registry.forget_spare(&self.name).await
+    }
+}
+
+/// The scratch database `name` to be made, written down or not: a copy of `template`, or an empty one.
+#[must_use]
+pub fn copy<'a>(
+    config: &'a Config,
+    template: Option<&'a Template>,
+    name: &'a str,
+    server_version: i32,
+) -> admin::Create<'a> {
+    admin::Create {
+        name,
+        owner: config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user()),
+        template: template.map_or(EMPTY, |template| &template.name),
+        bytes: template.map_or(0, |template| template.bytes),
+        strategy: config.tenant.strategy,
+        server_version,
+    }
+}

@@ -1,0 +1,163 @@
+//! Commands that die between any two steps of taking data away and back: whatever they leave, no row is lost, and the next ones go on.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tenantd::fail_points::Point;
+
+use crate::fleet::{enter, execute, half_made, oid};
+use crate::life::{files, messages, program, standing, tenants, write};
+use crate::sql::one;
+use crate::support::daemon::Program;
+use crate::support::database::TestDatabase;
+
+const SOON: Duration = Duration::from_mins(1);
+
+/// What leads to a point, how the tenant stands after the death and after the next sweep, and what brings the row back then.
+struct Case {
+    point: Point,
+    /// Begun with the tenant's key; `FILE` is its backup.
+    command: &'static [&'static str],
+    /// Done before, with all its ways.
+    before: &'static [&'static [&'static str]],
+    /// State after the death; after a sweep.
+    stands: (&'static str, &'static str),
+    /// What the tenant holds after the sweep; `None`: nothing can be asked.
+    holds: Option<&'static str>,
+    /// What brings back what the tenant held, if it needs anything.
+    rescue: &'static [&'static str],
+}
+
+const DROP: &[&str] = &["drop", "KEY", "--skip-backup"];
+const RESTORE: &[&str] = &["restore", "KEY"];
+const FROM_FILE: &[&str] = &["restore", "KEY", "--from", "FILE", "--replace"];
+const RESET: &[&str] = &["reset", "KEY", "--yes", "--skip-backup"];
+
+const fn case(point: Point, command: &'static [&'static str], stands: (&'static str, &'static str)) -> Case {
+    Case { point, command, before: &[], stands, holds: Some("precious"), rescue: &[] }
+}
+
+fn cases() -> Vec<Case> {
+    let ready = ("ready idle", "ready idle");
+    vec![
+        case(Point::BackedUp, &["drop", "KEY"], ready),
+        case(Point::Shut, DROP, ready),
+        case(Point::Shut, RESET, ready),
+        case(Point::Shut, FROM_FILE, ready),
+        case(Point::Filled, FROM_FILE, ready),
+        case(Point::Made, RESET, ready),
+        Case { holds: None, rescue: RESTORE, ..case(Point::Dropped, DROP, ("deleting held", "deleting held")) },
+        Case { before: &[DROP], ..case(Point::Restored, RESTORE, ("ready due", "ready idle")) },
+        Case {
+            holds: Some(""),
+            rescue: &["restore", "KEY", "--replace"],
+            ..case(Point::Exchanged, RESET, ("ready due", "ready idle"))
+        },
+        Case {
+            holds: Some("backed up"),
+            rescue: &["restore", "KEY", "--replace"],
+            ..case(Point::Exchanged, FROM_FILE, ("ready due", "ready idle"))
+        },
+        Case {
+            before: &[DROP],
+            holds: None,
+            rescue: &["restore", "KEY", "--from", "FILE"],
+            ..case(Point::Condemned, &["drop", "KEY", "--now", "--yes"], ("deleting held", "deleted"))
+        },
+        Case {
+            before: &[DROP],
+            holds: None,
+            rescue: &["restore", "KEY", "--from", "FILE"],
+            ..case(Point::Purged, &["drop", "KEY", "--now", "--yes"], ("deleting held", "deleted"))
+        },
+    ]
+}
+
+/// Goal: a command that dies at any point leaves the tenant whole: as it was, or where it was going to; what is half made is cleared away, and what
+/// it held can be had again. Method: each case on a main database of its own; release-lock frees what the dead one left, a sweep goes on.
+#[tokio::test]
+async fn a_command_that_died_loses_nothing() {
+    futures_util::stream::iter(cases()).map(die_and_go_on).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+/// Goal: every point that only commands come to is among the cases.
+#[test]
+fn every_point_of_the_commands_is_died_at() {
+    let points = [
+        Point::BackedUp,
+        Point::Shut,
+        Point::Dropped,
+        Point::Condemned,
+        Point::Purged,
+        Point::Restored,
+        Point::Filled,
+        Point::Exchanged,
+    ];
+    for point in points {
+        assert!(cases().iter().any(|case| case.point == point), "{point:?}");
+    }
+}
+
+async fn well(program: &Program, arguments: &[String], what: &str) {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = program.run(&arguments).await;
+    assert_eq!(output.code(), 0, "{what}: {arguments:?}: {output:?}");
+}
+
+async fn die_and_go_on(case: Case) {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = program(&database, folder.path());
+    let key = tenants(&database, &program, 1).await.remove(0);
+    let (name, what) = (database.tenant_name(&key), format!("{:?} of {}", case.point, case.command[0]));
+    write(&database, &key, "backed up").await;
+    well(&program, &["backup".to_owned(), key.clone()], &what).await;
+    let file = files(folder.path()).pop().expect("a backup").display().to_string();
+    let rename = "update log_message set message = 'precious'";
+    database.tenant_superuser(&name).await.batch_execute(rename).await.expect("another row than in the backup");
+    let words = |command: &[&str]| -> Vec<String> {
+        command.iter().map(|word| word.replace("KEY", &key).replace("FILE", &file)).collect()
+    };
+    for before in case.before {
+        well(&program, &words(before), &what).await;
+    }
+
+    let dying = program.clone().variable("TENANTD_FAIL_POINT", &case.point.word());
+    let command = words(case.command);
+    let mut dying = dying.start_with(&command.iter().map(String::as_str).collect::<Vec<_>>());
+    let ended = dying.ended(SOON).await;
+    assert!(ended.signal().is_some(), "{what}: it ended by itself: {ended}\n{}", dying.lines().join("\n"));
+    dying.kill();
+    assert_eq!(standing(&database, &key).await, case.stands.0, "{what}");
+
+    well(&program, &["release-lock".to_owned()], &what).await;
+    well(&program, &["--sweep-once".to_owned()], &what).await;
+    let state: String = one(
+        &database.superuser().await,
+        "select case state when 'deleted' then state else state || ' ' || work end from tenantd.tenant",
+    )
+    .await;
+    assert_eq!(state, case.stands.1, "{what}");
+    assert_eq!(half_made(&database).await, Vec::<String>::new(), "{what}");
+    match case.holds {
+        Some(holds) => {
+            assert_eq!(messages(&database, &key).await, holds, "{what}");
+            let app =
+                enter(&database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            app.close().await;
+        }
+        None => assert_eq!(oid(&database, &name).await, None, "{what}"),
+    }
+    if !case.rescue.is_empty() {
+        well(&program, &words(case.rescue), &what).await;
+        well(&program, &["--sweep-once".to_owned()], &what).await;
+    }
+    let from_backup = case.rescue.contains(&"--from");
+    assert_eq!(messages(&database, &key).await, if from_backup { "backed up" } else { "precious" }, "{what}");
+    assert_eq!(standing(&database, &key).await, "ready idle", "{what}");
+    execute(&database, "update tenantd.dropped set purge_after = now()").await;
+    well(&program, &["--sweep-once".to_owned()], &what).await;
+    assert_eq!(one::<i64>(&database.superuser().await, "select count(*) from tenantd.dropped").await, 0, "{what}");
+    database.finish().await;
+}
