@@ -6,10 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::adopt::Adopt;
 use crate::commands::check::Check;
+use crate::commands::completions::Completions;
 use crate::commands::create::Create;
 use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
+use crate::commands::man::Man;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
 use crate::commands::sync::Sync;
@@ -124,6 +126,10 @@ pub enum Command {
     Sync(Sync),
     /// What was done to tenants, when and by whom
     Events(Events),
+    /// What a shell needs to complete tenantd's words
+    Completions(Completions),
+    /// The manual, a page for each command
+    Man(Man),
 }
 
 impl Command {
@@ -158,6 +164,8 @@ impl Command {
             Command::Wait(_) => "wait",
             Command::Sync(_) => "sync",
             Command::Events(_) => "events",
+            Command::Completions(_) => "completions",
+            Command::Man(_) => "man",
         }
     }
 }
@@ -190,7 +198,52 @@ pub struct Setup {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Say whether the settings can be used, and what is wrong with them
+    #[command(after_help = "Example:
+  tenantd config check && systemctl reload tenantd")]
     Check,
     /// Print every setting, its value and where it comes from
+    #[command(after_help = "Example:
+  tenantd config show --json | jq '.settings[\"tenant.use\"]'")]
     Show,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The examples in a command's help.
+    fn examples(command: &clap::Command) -> String {
+        let help = command.clone().render_long_help().to_string();
+        help.split_once("Example").map(|(_, examples)| examples.to_owned()).unwrap_or_default()
+    }
+
+    /// The commands below `command`, each with the words that lead to it, that no example of its own or of `command` shows.
+    fn without_example(command: &clap::Command, words: &str) -> Vec<String> {
+        let above = examples(command);
+        let below = command.get_subcommands().filter(|below| below.get_name() != "help");
+        below
+            .flat_map(|below| {
+                let own = format!("{words} {}", below.get_name());
+                // What a command does without a word of those below it is shown with it.
+                let shown = examples(below).contains(&own) || words != "tenantd" && above.contains(words);
+                let mut without = without_example(below, &own);
+                without.extend((!shown && !below.has_subcommands()).then_some(own));
+                without
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_words_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_has_an_example_in_its_help() {
+        assert_eq!(without_example(&Cli::command(), "tenantd"), Vec::<String>::new());
+        let bare = clap::Command::new("tenantd").subcommand(clap::Command::new("odd"));
+        assert_eq!(without_example(&bare, "tenantd"), ["tenantd odd"]);
+    }
 }

@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod backup;
 pub mod check;
+pub mod completions;
 pub mod config;
 pub mod create;
 pub mod doctor;
@@ -13,6 +14,7 @@ pub mod hold;
 pub mod lint;
 pub mod list;
 pub mod main_schema;
+pub mod man;
 pub mod migrate;
 pub mod new;
 pub mod output;
@@ -101,9 +103,14 @@ fn tell_failure(error: &Error) {
 /// # Errors
 /// See [`ExitStatus`].
 pub async fn run(cli: Cli) -> Result<ExitCode> {
+    let mut out = std::io::stdout();
+    match &cli.command {
+        Some(Command::Completions(arguments)) => return Ok(completions::run(arguments, &mut out)?.into()),
+        Some(Command::Man(arguments)) => return Ok(man::run(arguments, &mut out)?.into()),
+        _ => {}
+    }
     let sources = sources(&cli);
     let loaded = load(&sources)?;
-    let mut out = std::io::stdout();
     if let Some(Command::Config(command)) = &cli.command {
         match command {
             ConfigCommand::Check => config::check(&loaded, cli.json, &mut out)?,
@@ -158,7 +165,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
         Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
         Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
-        Command::New(_) | Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
+        Command::New(_) | Command::Doctor(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
+            unreachable!("answered above")
+        }
     };
     Ok(status.into())
 }

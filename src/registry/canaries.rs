@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use super::lookup::Filter;
 use super::sweep::Candidate;
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
@@ -23,7 +22,8 @@ pub struct Canaries {
 }
 
 /// Tenants that can get a newer set: ready, and nothing else to be done for them.
-const BEHIND: &str = "from tenantd.tenant t where t.state = 'ready' and t.work = 'idle' and t.migration_set = any ($1)
+pub(super) const BEHIND: &str =
+    "from tenantd.tenant t where t.state = 'ready' and t.work = 'idle' and t.migration_set = any ($1)
     and coalesce(t.leased_until <= now(), true)";
 
 impl Registry {
@@ -35,19 +35,6 @@ impl Registry {
         let sql = format!("select count(*) as tenants {BEHIND}");
         let rows =
             self.query(&sql, &[(&behind, Type::TEXT_ARRAY)], || "count tenants that are behind".to_owned()).await?;
-        rows.first().map_or(Ok(0), |row| field(row, "tenants"))
-    }
-
-    /// The same among those that fit `only`.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn count_behind_among(&self, behind: &[String], only: &Filter) -> Result<i64> {
-        let sql = format!("select count(*) as tenants {BEHIND} and {}", Filter::sql_from(2));
-        let values = only.values();
-        let ours: [(&(dyn ToSql + Sync), Type); 1] = [(&behind, Type::TEXT_ARRAY)];
-        let parameters: Vec<_> = ours.into_iter().chain(values.parameters()).collect();
-        let rows = self.query(&sql, &parameters, || "count tenants that are behind".to_owned()).await?;
         rows.first().map_or(Ok(0), |row| field(row, "tenants"))
     }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::canaries::BEHIND;
 use super::claim::damaged;
 use super::lookup::{Filter, Values};
 use super::record::LEFT;
@@ -252,6 +253,19 @@ impl Registry {
             .await
             .doing(|| "look for tenants that need work".to_owned())
             .map_err(damaged)
+    }
+
+    /// How many of the tenants that fit `only` have one of the sets `behind`, and wait for a rollout.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn count_waiting(&self, behind: &[String], only: &Filter) -> Result<i64> {
+        let sql = format!("select count(*) as tenants {BEHIND} and {}", Filter::sql_from(2));
+        let values = only.values();
+        let behind: (&(dyn ToSql + Sync), Type) = (&behind, Type::TEXT_ARRAY);
+        let parameters: Vec<_> = std::iter::once(behind).chain(values.parameters()).collect();
+        let rows = self.query(&sql, &parameters, || "count tenants that wait for a rollout".to_owned()).await?;
+        rows.first().map_or(Ok(0), |row| field(row, "tenants"))
     }
 
     /// How many tenants have a migration set newer than ours.

@@ -192,10 +192,11 @@ pub async fn sweep(
             Some(only) => report.rollout = rollout::waiting(context, only).await?,
         }
     }
-    if departures {
+    // A sweep of some drops nothing.
+    if departures && run.only.is_none() {
         follow_departures(context, table, run, &mut report).await?;
     }
-    if over {
+    if over && run.only.is_none() {
         purge(context, run, &mut report).await?;
     }
     report.took = began.elapsed();

@@ -82,7 +82,7 @@ pub(super) async fn drive(
 /// How the rollout stands that some of `only` wait for, of a sweep that leaves it to others; `None`: none of them does.
 pub(super) async fn waiting(context: &Context, only: &Filter) -> Result<Option<Waiting>> {
     let behind: Vec<String> = context.relations.behind.keys().cloned().collect();
-    let tenants = context.registry.count_behind_among(&behind, only).await?;
+    let tenants = context.registry.count_waiting(&behind, only).await?;
     if tenants == 0 {
         return Ok(None);
     }

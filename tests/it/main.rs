@@ -34,6 +34,7 @@ mod lint;
 mod list;
 mod lookup;
 mod main_schema;
+mod manual;
 mod migrating;
 pub mod migrations;
 mod new;

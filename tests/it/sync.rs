@@ -42,6 +42,11 @@ async fn some_are_swept_and_then_all() {
     let stray = spare_name();
     execute(&database, &format!("insert into tenantd.spare (name) values ('{stray}')")).await;
     database.tenantd().await.batch_execute(&format!("create database {stray}")).await.expect("make a stray");
+    execute(&database, &format!("insert into tenantd.departure (key) values ('{one}')")).await;
+    let departures = async || {
+        let client = database.superuser().await;
+        client.query_one("select count(*) from tenantd.departure", &[]).await.expect("count").get::<_, i64>(0)
+    };
     let dry = program.run(&["sync", &one[..8], "--dry-run"]).await;
     assert_eq!(
         (dry.code(), dry.stdout.as_str()),
@@ -71,7 +76,9 @@ async fn some_are_swept_and_then_all() {
     let report = object(&program.run(&["sync", "--work", "parked", "--json"]).await, 0);
     assert_eq!((&report["chosen"], &report["ready"], &report["made"]), (&json!(2), &json!(2), &json!(1)));
     assert_eq!(standing(&database).await[&three], "requested due");
+    assert_eq!(departures().await, 1, "deleted users are not followed by a sweep of some");
     let report = object(&program.run(&["sync", "--json"]).await, 0);
+    assert_eq!(departures().await, 0);
     let numbers =
         ["chosen", "made", "users_without_tenant", "strays_dropped"].map(|name| report[name].as_i64().expect(name));
     assert_eq!(numbers, [2, 2, 1, 1], "{report}");
