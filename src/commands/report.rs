@@ -125,23 +125,6 @@ fn besides(report: &Report) -> String {
         *strays > 0,
         format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
     );
-    tell(
-        report.departed > 0,
-        format!(
-            "{} dropped, since their users were deleted",
-            output::counted(i64::try_from(report.departed).unwrap_or(i64::MAX), "tenant")
-        ),
-    );
-    tell(
-        report.purged > 0,
-        format!(
-            "{} dropped for good: their time of grace was over",
-            output::counted(i64::try_from(report.purged).unwrap_or(i64::MAX), "database")
-        ),
-    );
-    for (key, error) in &report.undropped {
-        tell(true, format!("{} could not be dropped: {}", output::line(key), in_full(error)));
-    }
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
     }
@@ -158,6 +141,23 @@ fn besides(report: &Report) -> String {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
     tell(*unreached > 0, format!("{} not reached, because the sweep ended early", counted(*unreached, "tenant")));
+    text + &gone(report)
+}
+
+/// What went with its user, or for good.
+fn gone(report: &Report) -> String {
+    let mut text = String::new();
+    let counted = |number: u64, one: &str| output::counted(i64::try_from(number).unwrap_or(i64::MAX), one);
+    if report.departed > 0 {
+        let _ = writeln!(text, "{} dropped, since their users were deleted", counted(report.departed, "tenant"));
+    }
+    if report.purged > 0 {
+        let purged = counted(report.purged, "database");
+        let _ = writeln!(text, "{purged} dropped for good: their time of grace was over");
+    }
+    for (key, error) in &report.undropped {
+        let _ = writeln!(text, "{} could not be dropped: {}", output::line(key), in_full(error));
+    }
     text
 }
 

@@ -29,6 +29,8 @@ pub struct Fleet {
     pub overdue: Option<Duration>,
     /// Tenants that are being worked on now.
     pub leased: i64,
+    /// Tenants that are being deleted and whose keys signed up again.
+    pub again: i64,
     /// Spares that wait for a signup.
     pub at_hand: i64,
     /// Databases that are being made, for a tenant or as a spare.
@@ -145,6 +147,7 @@ with unmade as (
 )
 select now() as at,
        (select count(*) from tenantd.tenant where leased_until > now()) as leased,
+       (select count(*) from tenantd.tenant where state = 'deleting' and again_at is not null) as again,
        (select count(*) from tenantd.spares_at_hand) as at_hand,
        (select count(*) from unmade where lives) as making,
        (select count(*) from unmade join pg_database d on d.datname = unmade.name where not lives) as strays,
@@ -206,6 +209,7 @@ impl Registry {
             oldest_waiting: length("waiting")?,
             overdue: length("overdue")?,
             leased: field(&gauges, "leased")?,
+            again: field(&gauges, "again")?,
             at_hand: field(&gauges, "at_hand")?,
             making: field(&gauges, "making")?,
             strays: field(&gauges, "strays")?,

@@ -6,9 +6,7 @@ use super::Status;
 use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
-use crate::registry::fleet::Count;
 use crate::registry::signup::Trigger;
-use crate::tenant::State;
 
 /// A daemon that is there takes a due tenant within a poll. After this time without anybody at work it does not.
 const OVERDUE: Duration = Duration::from_mins(5);
@@ -214,13 +212,33 @@ impl Status<'_> {
         }
     }
 
+    fn note_deleting(&self, notes: &mut Vec<Remark>) {
+        let deleting = self.with("deleting", "held");
+        if deleting > 0 {
+            notes.push(remark(
+                "deleting",
+                format!("{} dropped, and in the time of grace.", counted_are(deleting, "tenant")),
+                "A sweep drops each for good when that is over; `tenantd restore KEY` takes one back until then.",
+            ));
+        }
+        if self.fleet.again > 0 {
+            notes.push(remark(
+                "signed_up_again",
+                format!(
+                    "{} signed up again while the tenant was being deleted.",
+                    counted(self.fleet.again, "key")
+                ),
+                "They get new ones when the time of grace is over; `tenantd restore KEY` gives one its old tenant back now.",
+            ));
+        }
+    }
+
     /// What is good to know and needs nobody now.
     pub(super) fn good_to_know(&self) -> Vec<Remark> {
         let mut notes = Vec::new();
         let (failing, strays, room) = (self.with_work("failing"), self.fleet.strays, self.room);
-        let waiting = |count: &&Count| count.work == "held" && count.state == State::Requested.word();
-        let held: i64 = self.fleet.counts.iter().filter(waiting).map(|count| count.tenants).sum();
-        let kept = self.with_work("held") - held;
+        let held = self.with("requested", "held");
+        let kept = self.with("ready", "held");
         let max = i64::from(self.config.tenant.max);
         if held > 0 {
             notes.push(remark(
@@ -229,6 +247,7 @@ impl Status<'_> {
                 "`tenantd setup --backfill` makes them due.",
             ));
         }
+        self.note_deleting(&mut notes);
         if let Some(Ok(Reached { pending, .. })) = &self.main_schema
             && !pending.is_empty()
         {

@@ -103,6 +103,11 @@ impl<'a> Status<'a> {
         self.with_work("due") + self.with_work("failing")
     }
 
+    fn with(&self, state: &str, work: &str) -> i64 {
+        let counts = self.fleet.counts.iter().filter(|count| count.state == state && count.work == work);
+        counts.map(|count| count.tenants).sum()
+    }
+
     fn with_work(&self, work: &str) -> i64 {
         self.fleet.counts.iter().filter(|count| count.work == work).map(|count| count.tenants).sum()
     }

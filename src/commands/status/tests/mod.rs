@@ -389,3 +389,20 @@ fn a_refused_set_names_each_file() {
     );
     assert_eq!(json::object(&status)["migrations"]["relation"], "refused");
 }
+
+#[test]
+fn what_people_took_out_is_told() {
+    let (config, set) = (config(), set());
+    let mut status = well(&config, &set);
+    status.fleet.counts.extend([count("ready", "held", 2), count("deleting", "held", 3)]);
+    status.fleet.again = 1;
+    let shown = text::whole(&status);
+    for part in [
+        "- 2 tenants are held: sweeps leave them alone.\n",
+        "- 3 tenants are dropped, and in the time of grace.\n",
+        "- 1 key signed up again while the tenant was being deleted.\n",
+    ] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    assert!(status.is_well() && !shown.contains("from before tenantd"), "{shown}");
+}
