@@ -112,8 +112,9 @@ mod tests {
 
     #[test]
     fn pg_restore_stands_beside_pg_dump() {
-        let programs =
-            |pg_dump: &str| Programs::of(&config::Backup { folder: None, keep: None, pg_dump: pg_dump.into() });
+        let programs = |pg_dump: &str| {
+            Programs::of(&config::Backup { folder: None, keep: None, before_migrate: false, pg_dump: pg_dump.into() })
+        };
         assert_eq!(programs("pg_dump").restore, PathBuf::from("pg_restore"));
         assert_eq!(programs("/opt/pg/bin/pg_dump").restore, PathBuf::from("/opt/pg/bin/pg_restore"));
     }

@@ -235,7 +235,10 @@ impl Check<'_> {
             }
             keep.value
         });
-        Backup { folder: raw.folder.clone(), keep, pg_dump: raw.pg_dump.clone() }
+        if raw.before_migrate && raw.folder.is_none() {
+            self.refuse("backup.before_migrate", "backup.folder is not set: there is nowhere to write to");
+        }
+        Backup { folder: raw.folder.clone(), keep, before_migrate: raw.before_migrate, pg_dump: raw.pg_dump.clone() }
     }
 
     fn duration(&mut self, key: &str, written: &Interval, least: Duration) -> Duration {

@@ -152,6 +152,8 @@ pub struct Backup {
     pub folder: Option<PathBuf>,
     /// How long they are kept; `None`: for ever.
     pub keep: Option<Duration>,
+    /// Whether a tenant that is there is backed up before migrations run in it.
+    pub before_migrate: bool,
     /// The program that writes them, by its path or by its name in `PATH`.
     pub pg_dump: PathBuf,
 }

@@ -157,12 +157,13 @@ impl Default for Spares {
 pub(super) struct Backup {
     pub(super) folder: Option<PathBuf>,
     pub(super) keep: Option<Interval>,
+    pub(super) before_migrate: bool,
     pub(super) pg_dump: PathBuf,
 }
 
 impl Default for Backup {
     fn default() -> Self {
-        Backup { folder: None, keep: None, pg_dump: "pg_dump".into() }
+        Backup { folder: None, keep: None, before_migrate: false, pg_dump: "pg_dump".into() }
     }
 }
 

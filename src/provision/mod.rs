@@ -24,6 +24,7 @@ pub use self::context::{Context, Gate};
 use self::failure::{Failure, at, fail, of_tenant, panicked};
 use self::step::step;
 pub use self::supply::{RoomLeft, Supply};
+use crate::backup::Backups;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
@@ -277,6 +278,9 @@ async fn approach(
             if *next == Step::Make {
                 brake(context).await.map_err(at(next.word()))?;
             }
+            if here && matches!(next, Step::Migrate(_)) && context.config.backup.before_migrate {
+                step("back_up", back_up(context, &claim.key, desired.name)).await.map_err(at("back_up"))?;
+            }
             let applied = step(next.word(), isolation.apply(claim, desired, next)).await;
             if let Err(error) = applied {
                 // Of several migrations the first may be in, and usable.
@@ -317,6 +321,11 @@ async fn brake(context: &Context) -> Result<()> {
         return Err(Error::new(Kind::Braked, "tenant.max or tenant.max_per_hour is reached"));
     }
     Ok(())
+}
+
+async fn back_up(context: &Context, key: &str, name: &str) -> Result<()> {
+    let backups = Backups::open(&context.server, &context.registry, &context.config).await?;
+    backups.write(key, name).await.map(drop)
 }
 
 fn still_leased(claim: &Claim, until: &Mutex<Instant>) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Whom a rollout reaches: tenants that are behind, and the canaries among them.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::{ToSql, Type};
 
 use super::lookup::Filter;
@@ -67,6 +69,17 @@ impl Registry {
             &[(&behind, Type::TEXT_ARRAY), (&after, Type::TEXT), (&keys, Type::TEXT_ARRAY), (&most, Type::INT8)];
         let rows = self.query(&sql, parameters, || "look for tenants that are behind".to_owned()).await?;
         rows.iter().map(|row| Ok(Candidate { key: field(row, "key")?, making: false })).collect()
+    }
+
+    /// The tenants that the rollout of the set `id` changed and that have it still, each with the version that it had before. Those that were made
+    /// with the set are not among them.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn changed_by_rollout(&self, id: &str) -> Result<BTreeMap<String, i64>> {
+        let sql = "select key, migrated_from from tenantd.tenant where state = 'ready' and migration_set = $1 and migrated_from < version";
+        let rows = self.query(sql, &[(&id, Type::TEXT)], || "look whom the rollout changed".to_owned()).await?;
+        rows.iter().map(|row| Ok((field(row, "key")?, field(row, "migrated_from")?))).collect()
     }
 
     /// Chooses `number` canaries of different size, among those that have one of the sets `behind`, and writes them down with the number of

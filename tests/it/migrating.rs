@@ -161,3 +161,50 @@ async fn wrong_use_is_refused() {
     assert_eq!(scene.version(&scene.keys[0]).await, 1);
     scene.database.finish().await;
 }
+
+/// Goal: exactly those that a rollout changed go back, each to the version that it had, and the set does not come again. Method: three are migrated,
+/// one of them from an older version, and one signs up afterwards.
+#[tokio::test]
+async fn a_rollout_is_taken_back() {
+    let scene = Scene::of(3).await;
+    let down = [
+        ("0002_level.down.sql", "alter table log drop level;\n"),
+        ("0003_more.down.sql", "alter table log drop more;\n"),
+    ];
+    write_migrations(scene.folder(), &[down[0]]);
+    std::fs::rename(scene.folder().join("0002_level.sql"), scene.folder().join("0002_level.up.sql")).expect("rename");
+    scene.run(&["migrate", &scene.keys[0], &scene.keys[1]], 0).await;
+    write_migrations(scene.folder(), &[("0003_more.up.sql", "alter table log add more int;\n"), down[1]]);
+    scene.run(&["migrate"], 0).await;
+    let new = scene.database.sign_up("new@example.org").await;
+    scene.run(&["--sweep-once"], 0).await;
+    let output = scene.run(&["rollback", "--rollout"], 2).await;
+    assert!(output.stderr.contains("This takes migrations of 3 tenants back"), "{output:?}");
+    scene.run(&["rollback", "--rollout", "--yes"], 0).await;
+    let versions = [&scene.keys[0], &scene.keys[1], &scene.keys[2], &new];
+    let mut found = Vec::new();
+    for key in versions {
+        found.push(scene.version(key).await);
+    }
+    assert_eq!(found, [2, 2, 1, 3]);
+    scene.run(&["--sweep-once"], 0).await;
+    assert_eq!((scene.version(&scene.keys[0]).await, scene.version(&scene.keys[2]).await), (2, 1), "held");
+    scene.database.finish().await;
+}
+
+/// Goal: where the settings ask for it a tenant is backed up before it is migrated, whoever does it, and not where a person does without.
+#[tokio::test]
+async fn a_backup_comes_before_a_migration() {
+    let mut scene = Scene::of(2).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    scene.program = scene
+        .program
+        .setting("backup.folder", &folder.path().display().to_string())
+        .setting("backup.before_migrate", "true");
+    let files = || std::fs::read_dir(folder.path()).expect("the folder").count();
+    scene.run(&["migrate", &scene.keys[0], "--skip-backup"], 0).await;
+    assert_eq!((scene.version(&scene.keys[0]).await, files()), (2, 0));
+    scene.run(&["--sweep-once"], 0).await;
+    assert_eq!((scene.version(&scene.keys[1]).await, files()), (2, 1));
+    scene.database.finish().await;
+}

@@ -39,6 +39,9 @@ pub struct Migrate {
     /// Not further than this version
     #[arg(long, value_name = "VERSION")]
     pub to: Option<i64>,
+    /// Do without the backups that `backup.before_migrate` asks for
+    #[arg(long)]
+    pub skip_backup: bool,
     /// Print each tenant's steps and the SQL, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -128,6 +131,7 @@ fn with_arguments(mut given: Given, arguments: &Migrate) -> Result<Given> {
     if let Some(parallel) = arguments.parallel {
         config.sweep.parallel = parallel.into();
     }
+    config.backup.before_migrate &= !arguments.skip_backup;
     let Rollout { canary, waves, max_failures } = &mut config.rollout;
     if let Some(number) = arguments.canary {
         *canary = number.into();

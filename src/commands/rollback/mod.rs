@@ -14,7 +14,7 @@ use self::report::{Report, Told};
 use super::given::{Consent, Given, Patience};
 use super::{ExitStatus, main_schema, output, progress};
 use crate::backup::Backups;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::migrations::back::{Target, refuse_without_down};
 use crate::migrations::compare::Recorded;
 use crate::migrations::{Migration, MigrationSet};
@@ -22,6 +22,7 @@ use crate::plan::Back;
 use crate::provision::{Context, rollback};
 use crate::registry::Registry;
 use crate::registry::lookup::Filter;
+use crate::registry::rollouts::RolloutState;
 use crate::shutdown::Requests;
 use crate::tenant::State;
 
@@ -30,8 +31,8 @@ const PAGE: i64 = 1000;
 
 /// `tenantd rollback`
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("who").args(["keys", "all"]).required(true))]
-#[command(group = clap::ArgGroup::new("target").args(["to", "to_name", "steps"]).required(true))]
+#[command(group = clap::ArgGroup::new("who").args(["keys", "all", "rollout"]).required(true))]
+#[command(group = clap::ArgGroup::new("target").args(["to", "to_name", "steps", "rollout"]).required(true))]
 #[command(
     after_help = "Each tenant is held afterwards, so that no sweep brings it up again: `tenantd release KEY` lets it go on.
 Refused before anything is touched where a down file is missing.
@@ -40,6 +41,7 @@ Examples:
   tenantd rollback 6b1d7c1e --steps 1                what would be lost is asked first
   tenantd rollback --all --to 12 --dry-run           each tenant's steps, and the SQL
   tenantd rollback --all --to-name add_level --yes   that migration stays, what came after it goes
+  tenantd rollback --rollout                         exactly those that got the newest migrations, to what they had
   tenantd rollback main --steps 1                    the application's own schema in the main database"
 )]
 pub struct Arguments {
@@ -49,6 +51,9 @@ pub struct Arguments {
     /// Every tenant that is ready
     #[arg(long)]
     pub all: bool,
+    /// Exactly the tenants that the rollout of the newest migrations changed, each to the version that it had; the rollout is given up
+    #[arg(long)]
+    pub rollout: bool,
     /// Back to this version, which stays; 0: nothing stays
     #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(i64).range(0..))]
     pub to: Option<i64>,
@@ -58,9 +63,9 @@ pub struct Arguments {
     /// So many migrations back
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub steps: Option<u16>,
-    /// Write a backup of each tenant first, into the folder backup.folder
+    /// Do without the backup of each tenant that is written first where backup.folder is set
     #[arg(long)]
-    pub backup: bool,
+    pub skip_backup: bool,
     /// Print each tenant's steps and the SQL, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -83,33 +88,41 @@ pub struct Arguments {
 /// The main database cannot be reached.
 pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> Result<ExitCode> {
     if arguments.keys == ["main"] {
-        if arguments.backup {
-            return Err(
-                Error::usage("--backup is for tenants").hint("back the main database up by your own ways first")
-            );
-        }
         let target = |set: &MigrationSet| target(set, arguments);
         return main_schema::roll_back(given, target, arguments.dry_run, arguments.consent, out)
             .await
             .map(ExitStatus::into);
     }
-    let target = target(&given.set, arguments)?;
     let context = given.looking().await?;
-    let keys = choose(&context.registry, arguments).await?;
-    let affected = affected(&given.set, target, &context.registry.versions(&keys).await?);
+    let targets = if arguments.rollout {
+        Targets::Own(context.registry.changed_by_rollout(&given.set.id()).await?)
+    } else {
+        Targets::Same(target(&given.set, arguments)?)
+    };
+    let keys = match &targets {
+        Targets::Own(versions) => versions.keys().cloned().collect(),
+        Targets::Same(_) => choose(&context.registry, arguments).await?,
+    };
+    let affected = affected(&given.set, targets.lowest(), &context.registry.versions(&keys).await?);
     refuse_without_down(affected.iter().copied())?;
-    let backups = if arguments.backup && !arguments.dry_run {
+    let backs_up = !arguments.skip_backup && given.config.backup.folder.is_some();
+    let backups = if backs_up && !arguments.dry_run {
         Some(Backups::open(&given.server, &context.registry, &given.config).await?)
     } else {
         None
     };
     if !arguments.dry_run && !keys.is_empty() {
         let tenants = output::counted(i64::try_from(keys.len()).unwrap_or(i64::MAX), "tenant");
-        let what = format!("This takes migrations of {tenants} back: what they made goes, with the data in it.");
+        let backup = if backs_up { "after a backup" } else { "and no backup is written" };
+        let what =
+            format!("This takes migrations of {tenants} back: what they made goes, with the data in it, {backup}.");
         arguments.consent.ask(&what, "yes")?;
     }
+    if arguments.rollout && !arguments.dry_run {
+        give_up(&context).await?;
+    }
     let requests = Requests::of_process(&given.tasks)?;
-    let all = All { context: &context, backups: backups.as_ref(), arguments, target };
+    let all = All { context: &context, backups: backups.as_ref(), arguments, targets };
     let rolling = roll(&all, keys, &requests);
     let report = tokio::select! {
         report = rolling => report,
@@ -133,6 +146,41 @@ fn target(set: &MigrationSet, arguments: &Arguments) -> Result<Target> {
         (None, version) => set.known(version.unwrap_or_default())?.version,
     };
     Ok(Target::To(version))
+}
+
+/// How far each tenant goes back.
+enum Targets {
+    /// All alike.
+    Same(Target),
+    /// To a version of its own, by key.
+    Own(BTreeMap<String, i64>),
+}
+
+impl Targets {
+    fn of(&self, key: &str) -> Target {
+        match self {
+            Targets::Same(target) => *target,
+            // What was not chosen goes nowhere.
+            Targets::Own(versions) => Target::To(versions.get(key).copied().unwrap_or(i64::MAX)),
+        }
+    }
+
+    /// The farthest that any of them goes back.
+    fn lowest(&self) -> Target {
+        match self {
+            Targets::Same(target) => *target,
+            Targets::Own(versions) => Target::To(versions.values().min().copied().unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// Gives the rollout up, if it is still under way: what is taken back must not come again with the next sweep.
+async fn give_up(context: &Context) -> Result<()> {
+    let rollout = context.registry.rollout(&context.set.id()).await?;
+    if rollout.is_some_and(|rollout| matches!(rollout.state, RolloutState::Running | RolloutState::Paused)) {
+        context.registry.order_rollout(&context.set, RolloutState::Aborted, "rolled back").await?;
+    }
+    Ok(())
 }
 
 /// The keys of the tenants that are asked for, in their order.
@@ -169,7 +217,7 @@ struct All<'a> {
     context: &'a Context,
     backups: Option<&'a Backups>,
     arguments: &'a Arguments,
-    target: Target,
+    targets: Targets,
 }
 
 async fn roll(all: &All<'_>, keys: Vec<String>, requests: &Requests) -> Report {
@@ -200,15 +248,16 @@ async fn roll(all: &All<'_>, keys: Vec<String>, requests: &Requests) -> Report {
 }
 
 async fn one(all: &All<'_>, key: &str) -> Result<Back> {
-    let All { context, backups, arguments, target } = all;
+    let All { context, backups, arguments, targets } = all;
+    let target = targets.of(key);
     let registry = &context.registry;
     if arguments.dry_run {
-        return rollback::look(context, &registry.glance(key, &[State::Ready]).await?, *target).await;
+        return rollback::look(context, &registry.glance(key, &[State::Ready]).await?, target).await;
     }
     let claim = registry.claim_by_hand(key, &[State::Ready], arguments.patience.timeout).await?;
     let before = async || match (backups, &claim.name) {
         (Some(backups), Some(name)) => backups.write(key, name).await.map(drop),
         _ => Ok(()),
     };
-    rollback::roll_back(context, &claim, *target, before).await
+    rollback::roll_back(context, &claim, target, before).await
 }

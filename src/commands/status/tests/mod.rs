@@ -374,35 +374,3 @@ fn a_signup_table_that_cannot_serve_is_shown() {
     ));
     assert_eq!(json::object(&status)["signup"]["error"]["kind"], "usage");
 }
-
-#[test]
-fn a_refused_set_names_each_file() {
-    let (config, set) = (config(), set());
-    let mut status = well(&config, &set);
-    status.relations.refused = vec!["2.sql is older than 3.".to_owned(), "4.sql is older than 5.".to_owned()];
-    status.fleet.versions[0].sets.push("other".to_owned());
-    let shown = text::whole(&status);
-    assert!(shown.contains("contradicts our files"), "{shown}");
-    assert!(
-        shown.contains("touched with it:\n   - 2.sql is older than 3.\n   - 4.sql is older than 5.\n   Do what"),
-        "{shown}"
-    );
-    assert_eq!(json::object(&status)["migrations"]["relation"], "refused");
-}
-
-#[test]
-fn what_people_took_out_is_told() {
-    let (config, set) = (config(), set());
-    let mut status = well(&config, &set);
-    status.fleet.counts.extend([count("ready", "held", 2), count("deleting", "held", 3)]);
-    status.fleet.again = 1;
-    let shown = text::whole(&status);
-    for part in [
-        "- 2 tenants are held: sweeps leave them alone.\n",
-        "- 3 tenants are dropped, and in the time of grace.\n",
-        "- 1 key signed up again while the tenant was being deleted.\n",
-    ] {
-        assert!(shown.contains(part), "{part}\n{shown}");
-    }
-    assert!(status.is_well() && !shown.contains("from before tenantd"), "{shown}");
-}
