@@ -187,9 +187,12 @@ pub fn plan_back(desired: &Desired<'_>, observed: &Observed, target: Target) -> 
         Error::new(Kind::Refused, format!("the database {:?} is closed, or not whole", desired.name))
             .hint("`tenantd --sweep-once` puts it right")
     })?;
-    let to = target.version(applied);
-    let versions = back(desired.set, applied, to)?.iter().map(|(migration, _)| migration.version).collect();
-    Ok(Back { from: applied.iter().map(|recorded| recorded.entry.version).max().unwrap_or(0), to, versions })
+    let back = back(desired.set, applied, target.version(applied))?;
+    let versions: Vec<i64> = back.iter().map(|(migration, _)| migration.version).collect();
+    let has = || applied.iter().map(|recorded| recorded.entry.version);
+    // Of what is asked for it may have less.
+    let to = has().filter(|version| !versions.contains(version)).max().unwrap_or(0);
+    Ok(Back { from: has().max().unwrap_or(0), to, versions })
 }
 
 fn absent(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
@@ -397,6 +400,8 @@ mod tests {
         let back = |observed: &Observed, target| plan_back(&desired(&set), observed, target);
         for (target, to, versions) in [
             (Target::To(2), 2, vec![5]),
+            (Target::To(4), 2, vec![5]),
+            (Target::To(9), 5, vec![]),
             (Target::To(0), 0, vec![5, 2, 1]),
             (Target::To(5), 5, vec![]),
             (Target::Steps(1), 2, vec![5]),

@@ -9,6 +9,7 @@ use crate::fail_points::{Point, reach};
 use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::migrations::back::Target;
 use crate::migrations::compare::Recorded;
+use crate::migrations::{Migration, MigrationSet};
 use crate::plan::{Back, Desired, Observed, plan_back};
 use crate::registry::claim::Claim;
 use crate::registry::rollback::RolledBack;
@@ -72,8 +73,8 @@ async fn work(
     let (seen, back, step) = match prepared.await.map(|(seen, back)| (back.step(), seen, back)) {
         Ok((Some(step), seen, back)) => (seen, back, step),
         // A rollback that died before it could say so.
-        Ok((None, _, back)) if claim.work == Work::Held && claim.version != Some(back.from) => {
-            record(context, claim, claim.version.unwrap_or(0), back.from).await?;
+        Ok((None, seen, back)) if claim.work == Work::Held && claim.version != Some(back.from) => {
+            record(context, claim, claim.version.unwrap_or(0), back.from, &seen).await?;
             return Ok(back);
         }
         otherwise => {
@@ -88,13 +89,14 @@ async fn work(
         give_back(context, stopped(context, claim, &back, (&seen, now.as_ref()), &error).await);
         return Err(error);
     }
-    record(context, claim, back.from, back.to).await?;
+    record(context, claim, back.from, back.to, &seen).await?;
     Ok(back)
 }
 
-async fn record(context: &Context, claim: &Claim, from: i64, to: i64) -> Result<()> {
+async fn record(context: &Context, claim: &Claim, from: i64, to: i64, seen: &Observed) -> Result<()> {
     let detail = format!("from {from} to {to}");
-    context.registry.record_rollback(claim, &rolled_back(context, to, &detail, None).await?).await
+    let rolled_back = rolled_back(context, (to, applied(seen).unwrap_or_default()), &detail, None).await?;
+    context.registry.record_rollback(claim, &rolled_back).await
 }
 
 /// Records how far a rollback came that failed: not at all, or to what it has `now`. Where that cannot be seen the lease ends by itself, and
@@ -117,7 +119,10 @@ async fn stopped(
     let whole = applied.iter().filter(|recorded| recorded.finished && !recorded.half_undone);
     let version = whole.map(|recorded| recorded.entry.version).max().unwrap_or(0);
     let detail = format!("from {} to {version}, not to {}: {}", back.from, back.to, first_line(error));
-    context.registry.record_rollback(claim, &rolled_back(context, version, &detail, Some(error)).await?).await
+    context
+        .registry
+        .record_rollback(claim, &rolled_back(context, (version, applied), &detail, Some(error)).await?)
+        .await
 }
 
 fn applied(observed: &Observed) -> Option<&[Recorded]> {
@@ -128,14 +133,17 @@ fn first_line(error: &Error) -> String {
     error.chain().lines().next().unwrap_or_default().to_owned()
 }
 
-/// What is recorded of a tenant that has our set up to `version`, which is kept whole like every set that ever ran.
+/// What is recorded of a tenant that has what is `applied` up to `version`: a set of its own where it is not the beginning of ours, kept whole
+/// like every set that ever ran.
 async fn rolled_back<'a>(
     context: &Context,
-    version: i64,
+    (version, applied): (i64, &[Recorded]),
     detail: &'a str,
     error: Option<&'a Error>,
 ) -> Result<RolledBack<'a>> {
-    let left = context.set.up_to(version);
+    let has = |one: &&Migration| one.version <= version && applied.iter().any(|seen| seen.entry.version == one.version);
+    let left: Vec<Migration> = context.set.migrations().iter().filter(has).cloned().collect();
+    let left = if left.is_empty() { None } else { Some(MigrationSet::new(context.set.source(), left)?) };
     if let Some(left) = &left {
         context.registry.keep_set(left).await?;
     }
