@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::adopt::Adopt;
 use crate::commands::check::Check;
+use crate::commands::create::Create;
 use crate::commands::doctor::Doctor;
 use crate::commands::events::Events;
 use crate::commands::list::List;
 use crate::commands::psql::Psql;
 use crate::commands::show::Show;
+use crate::commands::sync::Sync;
 use crate::commands::url::Url;
 use crate::commands::wait::Wait;
-use crate::commands::{migrate, new, rollback, rollout};
+use crate::commands::{lint, migrate, new, rollback, rollout};
 
 /// Makes and migrates one Postgres database per signup, beside the application.
 ///
@@ -78,8 +81,12 @@ pub enum Command {
     Rollback(rollback::Arguments),
     /// A new migration and its down file, with the next version
     New(new::Arguments),
+    /// Try migrations on a scratch database, and say what in them may hurt
+    Lint(lint::Arguments),
     /// The health of the fleet: databases, rights, migrations, objects, and what belongs to no tenant
     Check(Check),
+    /// Take databases that are there already into the registry, after showing what would be recorded
+    Adopt(Adopt),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -101,6 +108,8 @@ pub enum Command {
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make tenants without a signup
+    Create(Create),
     /// The tenants, filtered and sorted
     List(List),
     /// One tenant in full: state, database, last error, migrations, events
@@ -111,6 +120,8 @@ pub enum Command {
     Psql(Psql),
     /// Wait until a tenant is ready
     Wait(Wait),
+    /// A sweep now, of all tenants or of some
+    Sync(Sync),
     /// What was done to tenants, when and by whom
     Events(Events),
 }
@@ -126,22 +137,26 @@ impl Command {
             Command::Rollout(_) => "rollout",
             Command::Rollback(_) => "rollback",
             Command::New(_) => "new",
+            Command::Lint(_) => "lint",
+            Command::Backup(_) => "backup",
             Command::Check(_) => "check",
+            Command::Adopt(_) => "adopt",
+            Command::Doctor(_) => "doctor",
             Command::Retry(_) => "retry",
             Command::Drop(_) => "drop",
             Command::Restore(_) => "restore",
             Command::Reset(_) => "reset",
-            Command::Backup(_) => "backup",
             Command::Hold(_) => "hold",
             Command::Release(_) => "release",
             Command::ReleaseLock(_) => "release-lock",
-            Command::Doctor(_) => "doctor",
             Command::Config(_) => "config",
+            Command::Create(_) => "create",
             Command::List(_) => "list",
             Command::Show(_) => "show",
             Command::Url(_) => "url",
             Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
+            Command::Sync(_) => "sync",
             Command::Events(_) => "events",
         }
     }

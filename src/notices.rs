@@ -3,18 +3,53 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, Server, Session};
 use crate::provision::{Ended, Outcome};
+use crate::registry::Worker;
 use crate::registry::hand_over::notify_ready;
+use crate::tasks::Tasks;
 
 /// Keys sent in one transaction.
 const AT_ONCE: usize = 100;
 
 /// A notice that comes later than this is of no use.
 const SENT_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a command's last notices may take; they are hints, and a stuck NOTIFY must not keep it from its end.
+const LAST_NOTICES: Duration = Duration::from_secs(5);
+
+/// The notices of a command, sent while it works.
+pub struct Notices {
+    ready: mpsc::UnboundedSender<String>,
+    sending: JoinHandle<()>,
+}
+
+impl Notices {
+    /// Begins to send what is told from now on.
+    #[must_use]
+    pub fn begin(server: &Server, worker: &Worker, tasks: &Tasks) -> Notices {
+        let (ready, keys) = mpsc::unbounded_channel();
+        let sending = send(server.clone(), worker.application_name.clone(), keys, tasks.cancelled());
+        Notices { ready, sending: tasks.spawn("notices", sending) }
+    }
+
+    /// As [`tell_made`].
+    pub fn tell_made(&self, ended: &Ended) {
+        tell_made(&self.ready, ended);
+    }
+
+    /// Returns when all are sent, or after five seconds.
+    pub async fn end(self) {
+        drop(self.ready);
+        if tokio::time::timeout(LAST_NOTICES, self.sending).await.is_err() {
+            tracing::debug!("the last notices were not sent in time");
+        }
+    }
+}
 
 /// Hands the key on to [`send`], if its tenant was made: whichever way it came in, by a ring, a retry or a sweep.
 pub fn tell_made(ready: &mpsc::UnboundedSender<String>, Ended { key, outcome, .. }: &Ended) {

@@ -194,10 +194,9 @@ pub fn plan_back(desired: &Desired<'_>, observed: &Observed, target: Target) -> 
 
 fn absent(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
     if observed.state != State::Requested {
-        return Err(Error::new(Kind::Missing, format!("the database {:?} is gone", desired.name)).hint(format!(
-            "restore it from a backup under this name; for an empty one instead: \
-             update tenantd.tenant set state = 'requested', work = 'due', due_at = now(), database_oid = null where name = '{}'",
-            desired.name
+        let name = desired.name;
+        return Err(Error::new(Kind::Missing, format!("the database {name:?} is gone")).hint(format!(
+            "restore it from a backup under this name, then `tenantd adopt {name}`; for an empty one instead: `tenantd adopt {name} --empty`"
         )));
     }
     Ok(vec![Step::Make, Step::HandOver])
@@ -216,11 +215,8 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
             ),
         )
         .hint(format!(
-            "if it is the tenant's, restored: comment on database {name} is '{marker}'; update tenantd.tenant set database_oid = {oid}, \
-             work = 'due', due_at = now() where name = '{name}'; if not, rename it out of the way",
-            name = desired.name,
-            marker = desired.marker,
-            oid = database.oid
+            "if it is the tenant's, restored: `tenantd adopt {name}` takes it as it stands; if not, rename it out of the way",
+            name = desired.name
         )));
     }
     if !database.ours {
@@ -229,7 +225,7 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
             format!("the database {:?} exists and does not bear this registry's marker", desired.name),
         )
         .hint(
-            "somebody else made it, or its COMMENT was changed: rename or drop it, then run `tenantd --sweep-once`",
+            "somebody else made it, or its COMMENT was changed: rename or drop it, then run `tenantd --sweep-once`; if it is the tenant's: `tenantd adopt`",
         ));
     }
     Ok(())
@@ -387,14 +383,11 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_for_a_lost_database_is_whole_sql() {
+    fn the_advice_for_a_lost_database_is_a_command() {
         let both = set(&[1, 2]);
         let error = plan(&desired(&both), &Observed { database: None, ..ready(&both) }).unwrap_err();
         let advice = error.advice().unwrap().split_once("instead: ").unwrap().1;
-        assert_eq!(
-            advice,
-            "update tenantd.tenant set state = 'requested', work = 'due', due_at = now(), database_oid = null where name = 'tenant_x'"
-        );
+        assert_eq!(advice, "`tenantd adopt tenant_x --empty`");
     }
 
     #[test]

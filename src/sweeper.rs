@@ -90,7 +90,7 @@ impl Sweeper {
 
     async fn sweep_while_beating(&mut self, context: &Arc<Context>) -> Result<Report> {
         self.mend_installation(context).await;
-        let run = Run { by_hand: false, stop: self.stop.child_token() };
+        let run = Run { by_hand: false, stop: self.stop.child_token(), only: None };
         let (ready, metrics) = (self.ready.clone(), self.metrics.clone());
         let tell = |ended: Option<&Ended>, _: usize, _: usize| {
             if let Some(ended) = ended {

@@ -1,13 +1,16 @@
 //! The subcommands: one file each, writing their data to what they are given.
 
+pub mod adopt;
 pub mod backup;
 pub mod check;
 pub mod config;
+pub mod create;
 pub mod doctor;
 pub mod drop;
 pub mod events;
 pub mod given;
 pub mod hold;
+pub mod lint;
 pub mod list;
 pub mod main_schema;
 pub mod migrate;
@@ -27,6 +30,7 @@ pub mod setup;
 pub mod show;
 pub mod status;
 pub mod sweep;
+pub mod sync;
 pub mod url;
 pub mod wait;
 
@@ -115,13 +119,12 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let log = crate::telemetry::init(&loaded.config.log, sources.stderr_is_journal(), std::io::stderr().is_terminal())?;
     let tasks = Tasks::new();
     let Some(command) = cli.command else {
-        let set = migration_set(&loaded.config)?;
         if !cli.sweep_once {
+            let set = migration_set(&loaded.config)?;
             return serve::run(sources, loaded, set, log, tasks).await;
         }
-        let config = &loaded.config;
-        let server = Server::bounded(config.main.clone(), config.bounds(), tasks.clone());
-        return sweep::run(&server, config, set, &worker(config, "sweep"), &tasks, cli.json, &mut out).await;
+        let given = Given::new(Arc::new(loaded.config), "sweep", tasks, cli.json)?;
+        return sweep::run(&given, None, &mut out).await;
     };
     if let Command::Doctor(arguments) = &command {
         // What the others cannot begin with, migrations that do not load, is among what it looks for.
@@ -136,21 +139,25 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate(arguments) => return migrate::run(given, arguments, &mut out).await,
         Command::Rollout(arguments) => rollout::run(&given, arguments, &mut out).await?,
         Command::Rollback(arguments) => return rollback::run(&given, arguments, &mut out).await,
-        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
-        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
-        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
-        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
+        Command::Lint(arguments) => return lint::run(&given, arguments, &mut out).await,
         Command::Backup(arguments) => return backup::run(&given, arguments, &mut out).await,
-        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
-        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
-        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
+        Command::Create(arguments) => return create::run(&given, arguments, &mut out).await,
         Command::List(arguments) => list::run(&given, arguments, &mut out).await?,
         Command::Show(arguments) => show::run(&given, arguments, &mut out).await?,
         Command::Url(arguments) => url::run(&given, arguments, &mut out).await?,
         Command::Psql(arguments) => psql::run(&given, arguments).await?,
         Command::Wait(arguments) => wait::run(&given, arguments, &mut out).await?,
+        Command::Sync(arguments) => return sync::run(&given, arguments, &mut out).await,
         Command::Events(arguments) => events::run(&given, arguments, &mut out).await?,
         Command::Check(arguments) => return check::run(&given, arguments, &mut out).await,
+        Command::Adopt(arguments) => return adopt::run(&given, arguments, &mut out).await,
+        Command::Retry(arguments) => retry::run(&given, arguments, &mut out).await?,
+        Command::Drop(arguments) => return drop::run(&given, arguments, &mut out).await,
+        Command::Restore(arguments) => return restore::run(&given, arguments, &mut out).await,
+        Command::Reset(arguments) => return reset::run(&given, arguments, &mut out).await,
+        Command::Hold(arguments) => hold::hold(&given, arguments, &mut out).await?,
+        Command::Release(arguments) => hold::release(&given, arguments, &mut out).await?,
+        Command::ReleaseLock(arguments) => release_lock::run(&given, arguments, &mut out).await?,
         Command::New(_) | Command::Doctor(_) | Command::Config(_) => unreachable!("answered above"),
     };
     Ok(status.into())

@@ -3,17 +3,15 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use secrecy::ExposeSecret;
 
 use super::ExitStatus;
 use super::given::Given;
 use super::url::ready;
 use crate::error::{Error, Kind, Result};
-use crate::pg::parameters::{VARIABLES, parameters};
 
 /// What our own sessions may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -41,23 +39,13 @@ pub struct Psql {
 pub async fn run(given: &Given, arguments: &Psql) -> Result<ExitStatus> {
     let registry = given.registry().await?;
     let (_, name) = ready(&registry, &arguments.key).await?;
-    let password = given.server.password(&name).await?;
+    let libpq = given.server.libpq(&name, "").await?;
     registry.close();
     drop(registry);
     given.tasks.stop(GOODBYE).await;
-    let connection = given.server.connection();
-    let parameters = parameters(connection, &name, connection.user());
-    let mut psql = Command::new("psql");
-    psql.args(&arguments.arguments).env_remove("PGSERVICE").env_remove("PGPASSWORD").env_remove("PGREQUIREAUTH");
-    for (name, variable) in VARIABLES {
-        match parameters.iter().find(|(set, _)| *set == name) {
-            Some((_, value)) => psql.env(variable, value),
-            None => psql.env_remove(variable),
-        };
-    }
-    if let Some(password) = &password {
-        psql.env("PGPASSWORD", password.expose_secret());
-    }
+    let mut psql = libpq.command(Path::new("psql")).into_std();
+    // By its own name, as whoever looks at the server expects it.
+    psql.args(&arguments.arguments).env_remove("PGAPPNAME");
     let error = psql.exec();
     let missing = error.kind() == ErrorKind::NotFound;
     let error = Error::new(if missing { Kind::Usage } else { Kind::Other }, "start psql").because(error);

@@ -70,11 +70,12 @@ fn object(report: &Report) -> Value {
 
 fn lines(report: &Report) -> String {
     let took = output::duration(report.took);
-    let gone = report.purged + report.departed;
-    let idle =
-        report.rollout.is_none() && report.chosen == 0 && report.requested == 0 && report.strays == 0 && gone == 0;
+    let worked = report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0;
+    let idle = !worked && report.rollout.is_none();
     if idle && report.is_clean() {
-        return format!("nothing to do: every tenant is as it should be ({took})\n");
+        let which =
+            if report.restricted { "none of these tenants needs a look" } else { "every tenant is as it should be" };
+        return format!("nothing to do: {which} ({took})\n");
     }
     let mut text = String::new();
     for Failed { key, error, parked } in &report.failed {
@@ -133,18 +134,8 @@ fn besides(report: &Report) -> String {
             format!("no tenant was made of the newest migrations, for want of their template: {}", in_full(error)),
         );
     }
-    if let Some(Waiting { state, version, tenants, why }) = &report.rollout {
-        let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
-        let waiting = match tenants {
-            1 => "1 tenant waits".to_owned(),
-            _ => format!("{} wait", output::counted(*tenants, "tenant")),
-        };
-        tell(true, format!("the rollout to version {version} is {state}{why}; {waiting} for it"));
-        tell(
-            *state == RolloutState::Paused,
-            "    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up"
-                .to_owned(),
-        );
+    if let Some(waiting) = &report.rollout {
+        tell(true, rollout(waiting));
     }
     if let Some(error) = &report.server {
         tell(true, format!("ended early by the server: {}", in_full(error)));
@@ -168,6 +159,17 @@ fn gone(report: &Report) -> String {
         let _ = writeln!(text, "{} could not be dropped: {}", output::line(key), in_full(error));
     }
     text
+}
+
+fn rollout(Waiting { state, version, tenants, why }: &Waiting) -> String {
+    let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
+    let wait = if *tenants == 1 { "waits" } else { "wait" };
+    let tenants = output::counted(*tenants, "tenant");
+    let mut told = format!("the rollout to version {version} is {state}{why}; {tenants} {wait} for it");
+    if *state == RolloutState::Paused {
+        told.push_str("\n    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up");
+    }
+    told
 }
 
 /// The whole chain with its SQLSTATE; further lines of it, and the advice, stand below, indented.
@@ -204,6 +206,7 @@ mod tests {
         let conflict = Error::new(Kind::Conflict, "the database \"tenant_b\" exists").hint("rename it");
         let rights = Error::new(Kind::Rights, "permission denied").sqlstate("42501").context("create database \"x\"");
         Report {
+            restricted: false,
             requested: 2,
             unread: None,
             template: None,
@@ -244,6 +247,8 @@ mod tests {
             shown(&report),
             ("nothing to do: every tenant is as it should be (12 ms)\n".to_owned(), ExitStatus::Well)
         );
+        let report = Report { restricted: true, ..report };
+        assert_eq!(shown(&report).0, "nothing to do: none of these tenants needs a look (12 ms)\n");
     }
 
     #[test]

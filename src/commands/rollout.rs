@@ -9,7 +9,8 @@ use super::given::Given;
 use super::{ExitStatus, output};
 use crate::error::Result;
 use crate::provision::Context;
-use crate::registry::rollouts::{Canaries, Rollout, RolloutState};
+use crate::registry::canaries::Canaries;
+use crate::registry::rollouts::{Rollout, RolloutState};
 
 /// `tenantd rollout`
 #[derive(Debug, Args)]

@@ -8,7 +8,6 @@ use serde_json::json;
 use super::given::Given;
 use super::{ExitStatus, output};
 use crate::error::{Error, Result};
-use crate::pg::parameters;
 use crate::registry::Registry;
 
 /// `tenantd url`
@@ -16,9 +15,7 @@ use crate::registry::Registry;
 #[command(after_help = "Examples:
   tenantd url 6f9619ff --user app                       for the application's configuration
   pg_dump \"$(tenantd url 6f9619ff)\" > tenant.sql        the password comes from ~/.pgpass
-  psql \"$(tenantd url 6f9619ff --password)\"             with tenantd's own password, for all to see
-
-Without a file of certificates in the settings the URL says sslrootcert=system, which libpq knows from version 16 on.")]
+  psql \"$(tenantd url 6f9619ff --password)\"             with tenantd's own password, for all to see")]
 pub struct Url {
     /// The tenant: a key, a database's name, or the beginning of one
     #[arg(value_name = "KEY")]
@@ -38,15 +35,14 @@ pub struct Url {
 /// registry; `out` cannot be written to.
 pub async fn run(given: &Given, arguments: &Url, out: &mut impl Write) -> Result<ExitStatus> {
     let (key, name) = ready(&given.registry().await?, &arguments.key).await?;
-    let connection = given.server.connection();
-    let user = arguments.user.as_deref().unwrap_or(connection.user());
+    let user = arguments.user.as_deref().unwrap_or_else(|| given.server.connection().user());
     let password = if arguments.password {
         let none = || Error::usage("there is no password to put into the URL").hint("leave --password out");
         Some(given.server.password(&name).await?.ok_or_else(none)?)
     } else {
         None
     };
-    let url = parameters::url(connection, &name, user, password.as_ref());
+    let url = given.server.url(&name, user, password.as_ref()).await?;
     if given.json {
         output::object(out, &json!({ "key": key, "name": name, "url": url }))?;
     } else {

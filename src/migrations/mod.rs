@@ -5,6 +5,7 @@ pub mod back;
 pub mod compare;
 pub mod draft;
 pub mod embedded;
+pub mod lint;
 pub mod place;
 pub mod source;
 pub mod split;

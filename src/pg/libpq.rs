@@ -2,38 +2,54 @@
 //!
 //! Nothing is in their arguments, which every user of the machine can read; what our own environment says is taken out first.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::process::Command;
 
-use super::Server;
-use super::parameters::{VARIABLES, parameters};
+use super::{Server, password};
+use crate::config::Connection;
+use crate::config::connection::{ChannelBinding, Endpoint, Place, Roots, SslMode};
 use crate::error::{Error, Kind, Result};
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
-/// What else libpq would take from the environment.
-const OTHERS: [&str; 22] = [
+/// What libpq would take from the environment.
+const KNOWN: [&str; 36] = [
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGDATABASE",
+    "PGUSER",
     "PGPASSWORD",
     "PGPASSFILE",
     "PGREQUIREAUTH",
+    "PGCHANNELBINDING",
     "PGSERVICE",
     "PGSERVICEFILE",
+    "PGOPTIONS",
     "PGAPPNAME",
+    "PGSSLMODE",
     "PGREQUIRESSL",
     "PGSSLNEGOTIATION",
     "PGSSLCOMPRESSION",
+    "PGSSLCERT",
+    "PGSSLKEY",
     "PGSSLCERTMODE",
+    "PGSSLROOTCERT",
     "PGSSLCRL",
     "PGSSLCRLDIR",
     "PGSSLSNI",
     "PGREQUIREPEER",
+    "PGSSLMINPROTOCOLVERSION",
     "PGSSLMAXPROTOCOLVERSION",
     "PGGSSENCMODE",
     "PGKRBSRVNAME",
+    "PGGSSLIB",
     "PGCONNECT_TIMEOUT",
     "PGCLIENTENCODING",
+    "PGTARGETSESSIONATTRS",
     "PGLOADBALANCEHOSTS",
     "PGDATESTYLE",
     "PGTZ",
@@ -49,7 +65,7 @@ const SYSTEM_ROOTS: [&str; 4] = [
 
 /// What a program needs to reach one database. `Debug` shows no password.
 pub struct Libpq {
-    values: Vec<(&'static str, String)>,
+    pub(super) values: Vec<(&'static str, OsString)>,
     password: Option<SecretString>,
 }
 
@@ -66,28 +82,34 @@ impl Server {
     /// [`Kind::Login`] when the password could not be had; [`Kind::Tls`] when the system's certificates are not to be found.
     pub async fn libpq(&self, database: &str, application_name: &str) -> Result<Libpq> {
         let connection = self.connection();
-        let password = self.password(database).await?;
+        let given = tokio::time::timeout(connection.connect_timeout, password::given(&connection.password)).await;
+        let password = given.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Login, format!("no password within {:?}", connection.connect_timeout)))
+        })?;
         let mut name = application_name.to_owned();
         name.truncate(name.floor_char_boundary(MAX_IDENTIFIER_BYTES));
-        // Whole seconds, and 2 at the least.
-        let timeout = connection.connect_timeout.as_secs().max(2).to_string();
-        let mut values = vec![("PGAPPNAME", name), ("PGCONNECT_TIMEOUT", timeout)];
-        for (parameter, value) in parameters(connection, database, connection.user()) {
-            let variable = VARIABLES.iter().find(|(name, _)| *name == parameter);
-            let system = parameter == "sslrootcert" && value == "system";
-            let value = if system { system_roots().await? } else { value };
-            values.extend(variable.map(|(_, variable)| (*variable, value)));
+        let mut values = values(connection, database, name);
+        if password.is_none()
+            && let Some(file) = &connection.password.passfile
+        {
+            values.push(("PGPASSFILE", file.into()));
+        }
+        if mode(&connection.endpoints) > SslMode::Disable
+            && let Some(roots) = roots(connection).await?
+        {
+            values.push(("PGSSLROOTCERT", roots.into()));
         }
         Ok(Libpq { values, password })
     }
 }
 
 impl Libpq {
-    /// `program` as a child that reaches the database, and dies when it is dropped.
+    /// `program` as a child that reaches the database, and dies when it is dropped. A Ctrl-C on the terminal is for us alone: we end our
+    /// children in order.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        for name in OTHERS.iter().chain(VARIABLES.iter().map(|(_, variable)| variable)) {
+        for name in KNOWN {
             command.env_remove(name);
         }
         command.envs(self.values.iter().map(|(name, value)| (name, value)));
@@ -99,11 +121,84 @@ impl Libpq {
     }
 }
 
-/// The file of the certificates that the system trusts.
-async fn system_roots() -> Result<String> {
+fn values(connection: &Connection, database: &str, application_name: String) -> Vec<(&'static str, OsString)> {
+    let endpoints = &connection.endpoints;
+    let list = |text: &dyn Fn(&Endpoint) -> String| endpoints.iter().map(text).collect::<Vec<_>>().join(",");
+    let host = list(&|endpoint| match &endpoint.place {
+        Place::Socket(folder) => folder.display().to_string(),
+        Place::Host { name, .. } => name.clone(),
+    });
+    let address = |endpoint: &Endpoint| match &endpoint.place {
+        Place::Host { address: Some(address), .. } => address.to_string(),
+        _ => String::new(),
+    };
+    let mut values: Vec<(&'static str, OsString)> = vec![
+        ("PGHOST", host.into()),
+        ("PGPORT", list(&|endpoint| endpoint.port.to_string()).into()),
+        ("PGUSER", connection.user().into()),
+        ("PGDATABASE", database.into()),
+        ("PGAPPNAME", application_name.into()),
+        ("PGSSLMODE", word(mode(endpoints)).into()),
+        // Whole seconds, and 2 at the least.
+        ("PGCONNECT_TIMEOUT", connection.connect_timeout.as_secs().max(2).to_string().into()),
+        ("PGTARGETSESSIONATTRS", if connection.writable { "read-write" } else { "any" }.into()),
+        (
+            "PGCHANNELBINDING",
+            match connection.channel_binding {
+                ChannelBinding::Disable => "disable",
+                ChannelBinding::Prefer => "prefer",
+                ChannelBinding::Require => "require",
+            }
+            .into(),
+        ),
+    ];
+    if endpoints.iter().any(|endpoint| !address(endpoint).is_empty()) {
+        values.push(("PGHOSTADDR", list(&address).into()));
+    }
+    if let Some(options) = &connection.options {
+        values.push(("PGOPTIONS", options.into()));
+    }
+    // Libpq's own files in the home need not exist.
+    let identity = connection.tls.identity.as_ref();
+    if let Some(identity) = identity.filter(|identity| identity.named || identity.certificate.exists()) {
+        values.push(("PGSSLCERT", identity.certificate.clone().into()));
+        values.push(("PGSSLKEY", identity.key.clone().into()));
+    }
+    if connection.tls.only_tls13 {
+        values.push(("PGSSLMINPROTOCOLVERSION", "TLSv1.3".into()));
+    }
+    values
+}
+
+/// The strictest that any of them has: libpq knows one for all. It does not count for sockets, which have none.
+fn mode(endpoints: &[Endpoint]) -> SslMode {
+    endpoints.iter().map(|endpoint| endpoint.mode).max().unwrap_or(SslMode::VerifyFull)
+}
+
+fn word(mode: SslMode) -> &'static str {
+    match mode {
+        SslMode::Disable => "disable",
+        SslMode::Allow => "allow",
+        SslMode::Prefer => "prefer",
+        SslMode::Require => "require",
+        SslMode::VerifyCa => "verify-ca",
+        SslMode::VerifyFull => "verify-full",
+    }
+}
+
+/// The file of trusted certificates. `None`: none is looked at.
+async fn roots(connection: &Connection) -> Result<Option<PathBuf>> {
+    match &connection.tls.roots {
+        Roots::File(file) => return Ok(Some(file.clone())),
+        Roots::Home(Some(file)) if tokio::fs::try_exists(file).await.unwrap_or(true) => return Ok(Some(file.clone())),
+        Roots::System | Roots::Home(_) => {}
+    }
+    if mode(&connection.endpoints) < SslMode::VerifyCa {
+        return Ok(None);
+    }
     for file in SYSTEM_ROOTS.map(PathBuf::from) {
         if tokio::fs::try_exists(&file).await.unwrap_or(false) {
-            return Ok(file.display().to_string());
+            return Ok(Some(file));
         }
     }
     Err(Error::new(Kind::Tls, "the system's certificates are not where Postgres's programs could be told to look")
@@ -125,7 +220,7 @@ mod tests {
         let server = Server::new(load(&sources).unwrap().config.main, Tasks::new());
         let libpq = server.libpq("tenant_x", "tenantd:x").await.unwrap();
         assert!(!format!("{libpq:?}").contains("canary"));
-        let values = libpq.values.iter().cloned();
+        let values = libpq.values.iter().map(|(name, value)| (*name, value.to_string_lossy().into_owned()));
         (values.collect(), libpq.password.is_some())
     }
 
@@ -141,12 +236,13 @@ mod tests {
             ("PGSSLMODE", "verify-full"),
             ("PGSSLROOTCERT", "/r.pem"),
             ("PGOPTIONS", "-c a=b"),
+            ("PGTARGETSESSIONATTRS", "read-write"),
             ("PGCONNECT_TIMEOUT", "10"),
         ];
         for (name, value) in expected {
             assert_eq!(values.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert!(password && !values.contains_key("PGHOSTADDR"), "{values:?}");
+        assert!(password && !values.contains_key("PGPASSFILE") && !values.contains_key("PGHOSTADDR"), "{values:?}");
     }
 
     #[tokio::test]
@@ -154,8 +250,8 @@ mod tests {
         let (values, password) = of("postgresql://u@localhost:1,db:2/app?sslrootcert=/r.pem").await;
         assert_eq!((values["PGHOST"].as_str(), values["PGPORT"].as_str()), ("localhost,db", "1,2"));
         assert_eq!((values["PGSSLMODE"].as_str(), password), ("verify-full", false));
-        assert_eq!(values["PGTARGETSESSIONATTRS"], "read-write");
+        assert_eq!(values["PGPASSFILE"], "/nowhere/.pgpass");
         let (socket, _) = of("postgresql://u@%2Frun%2Fpg/app").await;
-        assert_eq!((socket["PGHOST"].as_str(), socket.contains_key("PGSSLMODE")), ("/run/pg", false));
+        assert_eq!((socket["PGHOST"].as_str(), socket["PGSSLMODE"].as_str()), ("/run/pg", "disable"));
     }
 }

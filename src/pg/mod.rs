@@ -7,7 +7,7 @@ pub mod catalogue;
 pub mod indexes;
 mod libpq;
 pub mod migrate;
-pub mod parameters;
+pub mod ownership;
 mod password;
 mod pool;
 pub mod quote;
@@ -15,6 +15,7 @@ mod server;
 mod session;
 pub mod sqlstate;
 mod tls;
+mod url;
 
 pub use libpq::Libpq;
 pub use migrate::{Executor, History};

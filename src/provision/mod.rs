@@ -11,6 +11,7 @@ pub mod spare;
 mod step;
 mod supply;
 pub mod template;
+pub mod trial;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -158,15 +158,20 @@ pub(super) async fn fill(context: &Context, name: &str, fresh: bool) -> Result<(
     let settings = &context.config.tenant;
     let application_name = "tenantd:template";
     let mut session = step("connect", context.server.connect(Some(name), application_name)).await?;
-    step("extensions", extend(context, &session, name)).await?;
-    let grants = grants(context.owner(), &settings.use_roles);
-    let granted =
-        async { session.batch_execute(&grants).await.doing(|| "give the roles of tenant.use their rights".to_owned()) };
-    step("grant", granted).await?;
+    furnish(context, &session, name).await?;
     let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
     step("migrate", executor.apply(&mut session, || context.server.connect_again(name, application_name))).await?;
     session.close().await;
     Ok(())
+}
+
+/// Extensions and rights, which come before the first migration.
+pub(super) async fn furnish(context: &Context, session: &Session, name: &str) -> Result<()> {
+    step("extensions", extend(context, session, name)).await?;
+    let grants = grants(context.owner(), &context.config.tenant.use_roles);
+    let granted =
+        async { session.batch_execute(&grants).await.doing(|| "give the roles of tenant.use their rights".to_owned()) };
+    step("grant", granted).await
 }
 
 async fn extend(context: &Context, session: &Session, name: &str) -> Result<()> {

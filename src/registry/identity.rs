@@ -114,8 +114,8 @@ pub async fn settle(client: &Client, moved: Moved) -> Result<()> {
         ),
         Moved::New => format!(
             "lock table tenantd.signup, tenantd.departure, tenantd.tenant in exclusive mode;
-             delete from tenantd.tenant; delete from tenantd.signup; delete from tenantd.departure; delete from tenantd.spare; delete from tenantd.template;
-             delete from tenantd.dropped; delete from tenantd.event; delete from tenantd.rollout;
+             delete from tenantd.tenant; delete from tenantd.signup; delete from tenantd.departure; delete from tenantd.spare; delete from tenantd.template; delete from tenantd.dropped;
+             delete from tenantd.event; delete from tenantd.rollout;
              delete from tenantd.registry;
              insert into tenantd.registry (system_identifier, database_oid) {HERE}"
         ),

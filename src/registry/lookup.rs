@@ -43,6 +43,17 @@ impl Filter {
         and ($5::text is null or t.key like $5 or t.name like $5)
         and ($6::text is null or t.migration_set is distinct from $6)";
 
+    /// The same conditions with parameters from `$first` on.
+    pub(super) fn sql_from(first: usize) -> String {
+        let mut pieces = Self::SQL.split('$');
+        let begin = pieces.next().unwrap_or_default().to_owned();
+        pieces.fold(begin, |sql, piece| {
+            let (digit, rest) = piece.split_at(1);
+            let number: usize = digit.parse().expect("each parameter's number has one digit");
+            format!("{sql}${}{rest}", first + number - 1)
+        })
+    }
+
     /// Its values as the server takes them.
     pub(super) fn values(&self) -> Values<'_> {
         Values {
@@ -220,5 +231,12 @@ mod tests {
         assert_eq!(like("tenant_*"), "tenant\\_%");
         assert_eq!(like("a?c%\\"), "a_c\\%\\\\");
         assert_eq!(beginning("a*?_"), "a*?\\_%");
+    }
+    #[test]
+    fn conditions_can_stand_behind_other_parameters() {
+        assert_eq!(Filter::sql_from(1), Filter::SQL);
+        let moved = Filter::sql_from(15);
+        assert!((15..=20).all(|number| moved.contains(&format!("${number}"))), "{moved}");
+        assert_eq!(moved.matches('$').count(), Filter::SQL.matches('$').count());
     }
 }

@@ -6,12 +6,15 @@
 //! [`templates`] and [`spares`] are what tenants are made of, [`hand_over`] how; [`sets`] keeps the migration sets;
 //! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
-//! [`tenants`] reads them for commands, [`departure`] is the other end of a signup, [`locks`] tells who holds what, and [`events`] is the
-//! history of what was done.
+//! [`tenants`] reads them for commands; [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history
+//! of what was done.
 
+pub mod adopt;
 mod by_hand;
+pub mod canaries;
 pub mod check;
 pub mod claim;
+mod create;
 pub mod databases;
 pub mod departure;
 pub mod doctor;

@@ -1,6 +1,6 @@
 //! The migration sets that ever ran, kept whole: how a tenant stands is decided from them, without a connection to the tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::types::Type;
 
@@ -152,6 +152,17 @@ impl Registry {
             }));
         }
         Ok(relations(set, &sets, out_of_order))
+    }
+
+    /// The versions that some tenant has by the registry.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn applied_versions(&self) -> Result<BTreeSet<i64>> {
+        let sql = "select distinct s.version from tenantd.migration_set s
+                   where s.id in (select migration_set from tenantd.tenant where state <> 'deleted')";
+        let rows = self.query(sql, &[], || "look which migrations tenants have".to_owned()).await?;
+        rows.iter().map(|row| field(row, "version")).collect()
     }
 
     /// Makes tenants that were parked for their migrations due again: another set may mend them.

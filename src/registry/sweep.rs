@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::claim::damaged;
+use super::lookup::{Filter, Values};
 use super::record::LEFT;
 use super::sets::Relations;
 use super::signup::{self, Table, request_missing_sql};
@@ -38,6 +39,8 @@ pub struct Expected {
     pub by_hand: bool,
     /// How many candidates a page has at the most.
     pub page: usize,
+    /// Only these tenants; `None`: all.
+    pub only: Option<Box<Filter>>,
 }
 
 impl Expected {
@@ -136,8 +139,16 @@ cut as (
     ) longest order by 1 desc, 2 desc limit 1
 )";
 
+/// The first parameter behind those that every sweep has.
+const BEHIND_OURS: usize = 15;
+
+/// The conditions on `tenantd.tenant t` of a sweep over some tenants alone.
+fn among(expected: &Expected) -> String {
+    if expected.only.is_some() { Filter::sql_from(BEHIND_OURS) } else { "true".to_owned() }
+}
+
 /// In one statement with everything else that a sweep asks at its start, so that one with nothing to do asks nothing more.
-fn start_sql(table: Option<&Table>) -> String {
+fn start_sql(table: Option<&Table>, among: &str) -> String {
     let (missing, requested) = match table {
         Some(table) => (
             format!("{}, ", request_missing_sql(table)),
@@ -147,11 +158,11 @@ fn start_sql(table: Option<&Table>) -> String {
     };
     format!(
         "with {missing} {CUT},
-         needing as materialized (select t.key, {MAKING}, {BUSY} as busy {needing})
+         needing as materialized (select t.key, {MAKING}, {BUSY} as busy {needing} and {among})
          select s.*, c.key, c.making from (
              select {requested} as requested, exists (select from tenantd.signup) as signups,
                  exists (select from tenantd.tenant where migration_set <> all ($11) and state <> 'deleted') as unknown,
-                 (select count(*) from tenantd.tenant where migration_set = any ($3) and state = 'ready') as newer,
+                 (select count(*) from tenantd.tenant t where migration_set = any ($3) and state = 'ready' and {among}) as newer,
                  exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
                  exists (select from tenantd.dropped where purge_after <= now() or condemned_at is not null)
                      or exists (select from tenantd.tenant t where {LEFT}) as over,
@@ -165,9 +176,9 @@ fn start_sql(table: Option<&Table>) -> String {
     )
 }
 
-fn page_sql() -> String {
+fn page_sql(among: &str) -> String {
     let needing = NEEDING.replace("{cut}", "$8, $9");
-    format!("select t.key, {MAKING} {needing} and not {BUSY} and t.key > $14 order by t.key limit $12")
+    format!("select t.key, {MAKING} {needing} and {among} and not {BUSY} and t.key > $14 order by t.key limit $12")
 }
 
 impl Registry {
@@ -187,7 +198,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached, or `table` cannot be read: without it the rest can be had.
     pub async fn begin_sweep(&self, table: Option<&Table>, prefix: &str, expected: &Expected) -> Result<Start> {
-        let rows = self.ask(&start_sql(table), prefix, expected, &Cut::default(), "").await?;
+        let rows = self.ask(&start_sql(table, &among(expected)), prefix, expected, &Cut::default(), "").await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
         let number = |name| field::<i64>(row, name).map(|number| usize::try_from(number).unwrap_or(0));
         let candidates = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<String>>("key"), Ok(None)));
@@ -211,13 +222,13 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn candidates_after(&self, after: &str, cut: &Cut, expected: &Expected) -> Result<Vec<Candidate>> {
-        self.ask(&page_sql(), "", expected, cut, after).await?.iter().map(candidate).collect()
+        self.ask(&page_sql(&among(expected)), "", expected, cut, after).await?.iter().map(candidate).collect()
     }
 
     async fn ask(&self, sql: &str, prefix: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
         let page = i64::try_from(expected.page).unwrap_or(i64::MAX);
         let (verify_every, every) = (expected.verify_every.as_secs_f64(), expected.every.as_secs_f64());
-        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
+        let ours: [(&(dyn ToSql + Sync), Type); BEHIND_OURS - 1] = [
             (&prefix, Type::TEXT),
             (&expected.migration_set, Type::TEXT),
             (&expected.newer, Type::TEXT_ARRAY),
@@ -233,6 +244,8 @@ impl Registry {
             (&expected.waiting, Type::TEXT_ARRAY),
             (&after, Type::TEXT),
         ];
+        let only = expected.only.as_deref().map(Filter::values);
+        let parameters: Vec<_> = ours.into_iter().chain(only.iter().flat_map(Values::parameters)).collect();
         self.session()
             .await?
             .query_typed(sql, &parameters)

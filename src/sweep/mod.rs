@@ -15,10 +15,11 @@ use crate::life::departures::follow;
 use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
 use crate::provision::{Context, Ended, Outcome};
+use crate::registry::lookup::Filter;
 use crate::registry::rollouts::RolloutState;
 use crate::registry::sets::Relations;
 use crate::registry::signup::Table;
-use crate::registry::sweep::{Expected, Start};
+use crate::registry::sweep::{Candidate, Expected, Start};
 use crate::tasks::Tasks;
 
 /// So many of the tenants that failed are kept with their reasons; thousands may fail at the same migration.
@@ -33,6 +34,8 @@ const ANSWER: Duration = Duration::from_mins(10);
 /// What a sweep did.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// Whether it was about some tenants alone.
+    pub restricted: bool,
     /// Users without a tenant that were found in the signup table.
     pub requested: u64,
     /// Why the signup table could not be read whole, if so.
@@ -108,6 +111,9 @@ pub struct Run {
     pub by_hand: bool,
     /// Ends the sweep after the tenants in hand.
     pub stop: CancellationToken,
+    /// Only these tenants: then nothing else is looked for, users without a tenant and what is left of broken work neither, and a rollout is left to
+    /// others. `None`: all.
+    pub only: Option<Filter>,
 }
 
 impl Report {
@@ -121,8 +127,8 @@ impl Report {
             && self.unread.is_none()
             && self.braked == 0
             && self.template.is_none()
-            && self.undropped.is_empty()
             && self.rollout.as_ref().is_none_or(|rollout| rollout.state == RolloutState::Aborted)
+            && self.undropped.is_empty()
     }
 
     fn count(&mut self, key: String, outcome: Outcome) {
@@ -166,9 +172,9 @@ pub async fn sweep(
     mut tell: impl FnMut(Option<&Ended>, usize, usize),
 ) -> Result<Report> {
     let began = Instant::now();
-    let mut report = Report::default();
+    let mut report = Report { restricted: run.only.is_some(), ..Report::default() };
     let (start, expected) = begin(context, table, run, &mut report).await?;
-    if start.strays {
+    if start.strays && run.only.is_none() {
         report.strays = in_time(drop_strays(&context.registry)).await?;
     }
     (report.newer, report.busy) = (start.newer, start.busy);
@@ -181,7 +187,10 @@ pub async fn sweep(
         .await;
     }
     if !context.gate.is_open() && report.server.is_none() && !run.stop.is_cancelled() {
-        rollout::drive(context, tasks, run, &mut report, &mut tell).await?;
+        match &run.only {
+            None => rollout::drive(context, tasks, run, &mut report, &mut tell).await?,
+            Some(only) => report.rollout = rollout::waiting(context, only).await?,
+        }
     }
     if departures {
         follow_departures(context, table, run, &mut report).await?;
@@ -191,6 +200,31 @@ pub async fn sweep(
     }
     report.took = began.elapsed();
     Ok(report)
+}
+
+/// Tells of each tenant that a sweep would look at now, in the order of their keys, and looks at none. Users without a tenant are not looked for,
+/// and signups that are still to be taken in are not told.
+///
+/// # Errors
+/// The main database cannot be reached.
+pub async fn choose(context: &Context, run: &Run, mut tell: impl FnMut(Candidate)) -> Result<()> {
+    let expected = asked(context, run);
+    let start = in_time(context.registry.begin_sweep(None, &context.config.tenant.prefix, &expected)).await?;
+    let mut page = start.candidates;
+    while let Some(after) = page.last().map(|last| last.key.clone()) {
+        page.into_iter().for_each(&mut tell);
+        page = in_time(context.registry.candidates_after(&after, &start.cut, &expected)).await?;
+    }
+    Ok(())
+}
+
+/// What is expected of the tenants that `run` is about, as far as the context knows.
+fn asked(context: &Context, run: &Run) -> Expected {
+    let mut expected = expected(context, &context.relations, run);
+    if !context.gate.is_open() {
+        expected.waiting = context.relations.behind.keys().cloned().collect();
+    }
+    expected
 }
 
 /// Brings the tenants `keys` to the newest set, whatever a rollout says: a person named them. Otherwise as [`sweep`].
@@ -246,18 +280,17 @@ async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> 
 /// Asks what there is to do: once, as long as nothing is found that changes the question.
 async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<(Start, Expected)> {
     let prefix = &context.config.tenant.prefix;
-    let mut expected = expected(context, &context.relations, run.by_hand);
+    let table = run.only.is_none().then_some(table);
+    let mut expected = asked(context, run);
     // What was refused when this context was made may have been mended.
     if !context.relations.refused.is_empty() {
         expected.know(&relate(context).await?);
     }
-    if !context.gate.is_open() {
-        expected.waiting = context.relations.behind.keys().cloned().collect();
-    }
-    let mut start = match in_time(context.registry.begin_sweep(Some(table), prefix, &expected)).await {
+    let mut start = match in_time(context.registry.begin_sweep(table, prefix, &expected)).await {
         Ok(start) => start,
         // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry.
         Err(error) if error.code().is_some_and(|code| code.starts_with("42") || code == "0A000") => {
+            let Some(table) = table else { return Err(error) };
             report.unread = unread(context, table).await?;
             in_time(context.registry.begin_sweep(None, prefix, &expected)).await?
         }
@@ -302,7 +335,7 @@ async fn in_time<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected {
+fn expected(context: &Context, relations: &Relations, run: &Run) -> Expected {
     Expected {
         migration_set: context.set.id(),
         newer: relations.newer.clone(),
@@ -312,7 +345,8 @@ fn expected(context: &Context, relations: &Relations, by_hand: bool) -> Expected
         access: context.access(),
         verify_every: context.config.sweep.verify_every,
         every: context.config.sweep.every,
-        by_hand,
+        by_hand: run.by_hand,
         page: PAGE_OF_LANE * context.config.sweep.parallel,
+        only: run.only.clone().map(Box::new),
     }
 }

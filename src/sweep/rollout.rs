@@ -16,6 +16,7 @@ use super::feed::Feed;
 use super::{Report, Run, Waiting, lanes};
 use crate::error::{Error, Kind, Result};
 use crate::provision::{Context, Ended, Outcome};
+use crate::registry::lookup::Filter;
 use crate::registry::rollouts::{Rollout, RolloutState};
 use crate::tasks::Tasks;
 
@@ -76,6 +77,17 @@ pub(super) async fn drive(
         report.rollout = Some(Waiting { state: rollout.state, version: rollout.version, tenants, why: rollout.why });
     }
     Ok(())
+}
+
+/// How the rollout stands that some of `only` wait for, of a sweep that leaves it to others; `None`: none of them does.
+pub(super) async fn waiting(context: &Context, only: &Filter) -> Result<Option<Waiting>> {
+    let behind: Vec<String> = context.relations.behind.keys().cloned().collect();
+    let tenants = context.registry.count_behind_among(&behind, only).await?;
+    if tenants == 0 {
+        return Ok(None);
+    }
+    let rollout = context.registry.rollout_of(&context.set, &context.relations.behind).await?;
+    Ok(rollout.map(|rollout| Waiting { state: rollout.state, version: rollout.version, tenants, why: rollout.why }))
 }
 
 /// Keeps the lease, and stops the work when a person paused the rollout, or another process has it. Never returns.

@@ -4,6 +4,7 @@ use tenantd::error::Kind;
 use tenantd::tenant::Marker;
 
 use crate::fleet::{Fleet, enter, execute, half_made, oid, row};
+use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 
 /// One tenant that is ready: its key and its database's name.
@@ -126,7 +127,7 @@ async fn a_database_that_is_not_whole_is_dropped_if_it_is_ours() {
 }
 
 /// Goal: a tenant whose database is gone is not silently replaced by an empty one. Method: drop it; the periodic sweep parks the tenant, and
-/// the statement that the error names, run as the daemon's own role, makes an empty one.
+/// the command that the error names makes an empty one.
 #[tokio::test]
 async fn a_lost_database_is_parked_with_what_to_do() {
     let database = TestDatabase::new().await;
@@ -139,8 +140,13 @@ async fn a_lost_database_is_parked_with_what_to_do() {
     assert_eq!((parked["work"].as_str(), parked["error_kind"].as_str()), (Some("parked"), Some("missing")));
     assert!(database.tenant_databases().await.is_empty());
     let told = parked["error_text"].as_str().expect("a text");
-    let (_, statement) = told.split_once("for an empty one instead: ").expect("the statement");
-    database.tenantd().await.batch_execute(statement).await.expect(statement);
+    let (_, command) = told.split_once("for an empty one instead: ").expect("the command");
+    assert_eq!(command, format!("`tenantd adopt {name} --empty`"));
+    let adopt = Program::for_database(&database);
+    let unasked = adopt.run(&["adopt", &name, "--empty"]).await;
+    assert!(unasked.code() == 2 && unasked.stderr.contains("add --yes"), "{unasked:?}");
+    let adopted = adopt.run(&["adopt", &name, "--empty", "--yes"]).await;
+    assert_eq!(adopted.code(), 0, "{adopted:?}");
     let report = fleet.try_sweep(false).await.expect("sweep");
     assert_eq!((report.made, report.failed.len()), (1, 0), "{report:?}");
     let app = enter(&database, &database.app_url(), &name).await.expect("app may enter");
@@ -171,11 +177,12 @@ async fn a_replaced_database_is_parked_and_stays_as_it_is() {
         assert_eq!((parked["work"].as_str(), parked["error_kind"].as_str()), (Some("parked"), Some("replaced")));
         assert_eq!(portrait(&database, &name).await, before);
     }
-    // It was the tenant's all along, restored: the statements that the error names take it back, with what it holds.
+    // It was the tenant's all along, restored: the command that the error names takes it back, with what it holds.
     let parked = row(&database, &key).await;
     let told = parked["error_text"].as_str().expect("a text");
-    let statements = told.split_once("restored: ").and_then(|(_, rest)| rest.split_once("; if not"));
-    database.tenantd().await.batch_execute(statements.expect("the statements").0).await.expect(told);
+    assert!(told.contains(&format!("`tenantd adopt {name}` takes it as it stands")), "{told}");
+    let adopted = Program::for_database(&database).run(&["adopt", &name, "--version", "0", "--yes"]).await;
+    assert_eq!(adopted.code(), 0, "{adopted:?}");
     let report = fleet.try_sweep(false).await.expect("sweep");
     assert_eq!((report.ready, report.made, report.failed.len()), (1, 0, 0), "{report:?}");
     assert!(portrait(&database, &name).await.contains("kept"));

@@ -116,7 +116,7 @@ impl Fleet {
     /// # Errors
     /// As the library says.
     pub async fn try_sweep(&self, by_hand: bool) -> Result<Report> {
-        let run = Run { by_hand, stop: CancellationToken::new() };
+        let run = Run { by_hand, stop: CancellationToken::new(), only: None };
         sweep(&self.context, &self.table, &self.tasks, &run, |_, _, _| {}).await
     }
 

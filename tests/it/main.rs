@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod adopt;
 mod at_commit;
 mod backing_up;
 mod bounds;
@@ -14,6 +15,7 @@ mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
 mod crashes;
+mod create;
 pub mod crowd;
 mod departing;
 mod doctor;
@@ -28,6 +30,7 @@ mod holding;
 pub mod life;
 #[cfg(debug_assertions)]
 mod life_crashes;
+mod lint;
 mod list;
 mod lookup;
 mod main_schema;
@@ -58,6 +61,7 @@ mod status;
 mod steps;
 mod sweeping;
 mod sweeping_many;
+mod sync;
 mod templates;
 mod tidy;
 mod url;

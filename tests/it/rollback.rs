@@ -247,6 +247,26 @@ async fn what_cannot_be_done_is_refused_first() {
     scene.database.finish().await;
 }
 
+/// Goal: with --backup each tenant is written to a file before anything is taken back; where that fails, nothing is. Method: a folder, then none.
+#[tokio::test]
+async fn a_backup_comes_first() {
+    let scene = Scene::new(1).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let arguments = ["rollback", "--all", "--steps", "1", "--yes", "--backup"];
+    let output = scene.program.run(&arguments).await;
+    assert!(output.code() == 2 && output.stderr.contains("backup.folder is not set"), "{output:?}");
+    assert_eq!((scene.stands(0).await.0, scene.events(0).await), (3, vec![]));
+    let program = scene.program.clone().setting("backup.folder", &folder.path().display().to_string());
+    let output = program.run(&arguments).await;
+    assert_eq!(output.code(), 0, "{output:?}");
+    let told: Vec<String> = scene.events(0).await.into_iter().map(|(what, _)| what).collect();
+    assert_eq!(told, ["backed_up", "held", "rolled_back"]);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1);
+    let output = scene.run(&["main", "--steps", "1", "--backup"]).await;
+    assert!(output.code() == 2 && output.stderr.contains("--backup is for tenants"), "{output:?}");
+    scene.database.finish().await;
+}
+
 /// Goal: killed at any point, a tenant is held between two migrations or has one half undone, no daemon touches it, and the next rollback goes
 /// on. Method: for each fail point a command that dies there beside a running daemon, then one that does not.
 #[tokio::test]

@@ -230,7 +230,7 @@ async fn a_stopped_sweep_finishes_what_it_has_in_hand() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[("sweep.parallel", "2")]).await;
     sign_up(&database, 8).await;
-    let run = Run { by_hand: true, stop: CancellationToken::new() };
+    let run = Run { by_hand: true, stop: CancellationToken::new(), only: None };
     let tasks = Tasks::new();
     let stop = run.stop.clone();
     let report = sweep(&fleet.context, &fleet.table, &tasks, &run, |_, _, _| stop.cancel()).await.expect("sweep");

@@ -7,14 +7,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use tokio::sync::mpsc;
 
 use super::given::Given;
-use super::sweep::LAST_NOTICES;
 use super::{ExitStatus, main_schema, progress, report};
 use crate::config::{Rollout, Share};
 use crate::error::{Error, Result};
-use crate::notices;
+use crate::notices::Notices;
 use crate::provision::{Context, Ended, Outcome};
 use crate::registry::events::What;
 use crate::registry::signup;
@@ -77,17 +75,14 @@ pub async fn run(given: Given, arguments: &Migrate, out: &mut impl Write) -> Res
     }
     context.registry.retry_drifted().await?;
     let requests = Requests::of_process(&given.tasks)?;
-    let run = Run { by_hand: true, stop: requests.stop.clone() };
+    let run = Run { by_hand: true, stop: requests.stop.clone(), only: None };
     let bar = progress::Bar::of("migrate");
-    let (ready, ready_keys) = mpsc::unbounded_channel();
-    let name = given.worker.application_name.clone();
-    let sending = notices::send(given.server.clone(), name, ready_keys, given.tasks.cancelled());
-    let noticing = given.tasks.spawn("notices", sending);
+    let notices = Notices::begin(&given.server, &given.worker, &given.tasks);
     let (named, mut migrated) = (!keys.is_empty(), Vec::new());
     let tell = |ended: Option<&Ended>, through: usize, chosen: usize| {
         bar.ended(ended.map(|ended| &ended.outcome), through, chosen);
         let Some(ended) = ended else { return };
-        notices::tell_made(&ready, ended);
+        notices.tell_made(ended);
         if named && matches!(&ended.outcome, Outcome::Ready { migrated, .. } if !migrated.is_empty()) {
             migrated.push(ended.key.clone());
         }
@@ -101,10 +96,7 @@ pub async fn run(given: Given, arguments: &Migrate, out: &mut impl Write) -> Res
         context.registry.tell_of_each(What::Migrated, &migrated, &detail).await?;
     }
     bar.finish();
-    drop(ready);
-    if tokio::time::timeout(LAST_NOTICES, noticing).await.is_err() {
-        tracing::debug!("the last notices were not sent in time");
-    }
+    notices.end().await;
     // What was done is told in any case.
     if let Err(error) = context.registry.release_all().await {
         tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");

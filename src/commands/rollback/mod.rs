@@ -5,7 +5,6 @@ mod report;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
@@ -14,15 +13,15 @@ use futures_util::{StreamExt, stream};
 use self::report::{Report, Told};
 use super::given::{Consent, Given, Patience};
 use super::{ExitStatus, main_schema, output, progress};
-use crate::error::Result;
+use crate::backup::Backups;
+use crate::error::{Error, Result};
 use crate::migrations::back::{Target, refuse_without_down};
 use crate::migrations::compare::Recorded;
 use crate::migrations::{Migration, MigrationSet};
 use crate::plan::Back;
-use crate::provision::{Context, Gate, Supply, rollback};
+use crate::provision::{Context, rollback};
 use crate::registry::Registry;
 use crate::registry::lookup::Filter;
-use crate::registry::sets::Relations;
 use crate::shutdown::Requests;
 use crate::tenant::State;
 
@@ -59,6 +58,9 @@ pub struct Arguments {
     /// So many migrations back
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub steps: Option<u16>,
+    /// Write a backup of each tenant first, into the folder backup.folder
+    #[arg(long)]
+    pub backup: bool,
     /// Print each tenant's steps and the SQL, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -81,24 +83,25 @@ pub struct Arguments {
 /// The main database cannot be reached.
 pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> Result<ExitCode> {
     if arguments.keys == ["main"] {
+        if arguments.backup {
+            return Err(
+                Error::usage("--backup is for tenants").hint("back the main database up by your own ways first")
+            );
+        }
         let target = |set: &MigrationSet| target(set, arguments);
         return main_schema::roll_back(given, target, arguments.dry_run, arguments.consent, out)
             .await
             .map(ExitStatus::into);
     }
     let target = target(&given.set, arguments)?;
-    let registry = given.registry().await?;
-    let keys = choose(&registry, arguments).await?;
-    let affected = affected(&given.set, target, &registry.versions(&keys).await?);
+    let context = given.looking().await?;
+    let keys = choose(&context.registry, arguments).await?;
+    let affected = affected(&given.set, target, &context.registry.versions(&keys).await?);
     refuse_without_down(affected.iter().copied())?;
-    let context = Context {
-        server: given.server.clone(),
-        registry,
-        config: Arc::clone(&given.config),
-        set: Arc::clone(&given.set),
-        relations: Relations::default(),
-        gate: Gate::default(),
-        supply: Supply::default(),
+    let backups = if arguments.backup && !arguments.dry_run {
+        Some(Backups::open(&given.server, &context.registry, &given.config).await?)
+    } else {
+        None
     };
     if !arguments.dry_run && !keys.is_empty() {
         let tenants = output::counted(i64::try_from(keys.len()).unwrap_or(i64::MAX), "tenant");
@@ -106,7 +109,8 @@ pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> 
         arguments.consent.ask(&what, "yes")?;
     }
     let requests = Requests::of_process(&given.tasks)?;
-    let rolling = roll(&context, arguments, target, keys, &requests);
+    let all = All { context: &context, backups: backups.as_ref(), arguments, target };
+    let rolling = roll(&all, keys, &requests);
     let report = tokio::select! {
         report = rolling => report,
         code = requests.forced() => return Ok(code.into()),
@@ -160,20 +164,23 @@ fn affected<'a>(set: &'a MigrationSet, target: Target, versions: &[i64]) -> Vec<
     affected.into_values().collect()
 }
 
-async fn roll(
-    context: &Context,
-    arguments: &Arguments,
+/// What is the same for every tenant.
+struct All<'a> {
+    context: &'a Context,
+    backups: Option<&'a Backups>,
+    arguments: &'a Arguments,
     target: Target,
-    keys: Vec<String>,
-    requests: &Requests,
-) -> Report {
+}
+
+async fn roll(all: &All<'_>, keys: Vec<String>, requests: &Requests) -> Report {
+    let All { context, arguments, .. } = all;
     let began = Instant::now();
     let mut report = Report { dry_run: arguments.dry_run, chosen: keys.len(), ..Report::default() };
     let bar = progress::Bar::of("rollback");
     let parallel = arguments.parallel.map_or(context.config.sweep.parallel, usize::from);
     let going_on = |_: &String| std::future::ready(!requests.stop.is_cancelled());
     let one = |key: String| async {
-        let done = one(context, arguments, target, &key).await;
+        let done = one(all, &key).await;
         Told { key, done }
     };
     let mut rolling = std::pin::pin!(stream::iter(keys).take_while(going_on).map(one).buffer_unordered(parallel));
@@ -192,11 +199,16 @@ async fn roll(
     report
 }
 
-async fn one(context: &Context, arguments: &Arguments, target: Target, key: &str) -> Result<Back> {
+async fn one(all: &All<'_>, key: &str) -> Result<Back> {
+    let All { context, backups, arguments, target } = all;
     let registry = &context.registry;
     if arguments.dry_run {
-        return rollback::look(context, &registry.glance(key, &[State::Ready]).await?, target).await;
+        return rollback::look(context, &registry.glance(key, &[State::Ready]).await?, *target).await;
     }
     let claim = registry.claim_by_hand(key, &[State::Ready], arguments.patience.timeout).await?;
-    rollback::roll_back(context, &claim, target, async || Ok(())).await
+    let before = async || match (backups, &claim.name) {
+        (Some(backups), Some(name)) => backups.write(key, name).await.map(drop),
+        _ => Ok(()),
+    };
+    rollback::roll_back(context, &claim, *target, before).await
 }

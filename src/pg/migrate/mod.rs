@@ -2,8 +2,10 @@
 
 mod account;
 mod back;
+mod baseline;
 mod failure;
 mod history;
+pub mod measure;
 mod statements;
 
 use std::borrow::Borrow;
