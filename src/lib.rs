@@ -62,7 +62,7 @@
 //!
 //! ```text
 //! 0 words     tenant, error, fail_points         pure: no tokio, no postgres
-//! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source and config
+//! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source, config and backup
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database
 //! 4 work      isolation, provision, spares, sweep, backup, life

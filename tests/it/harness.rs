@@ -151,6 +151,7 @@ async fn the_audit_finds_each_thing() {
                     create table tenantd.spare (name text, made_at timestamptz);
                     create table tenantd.signup (key text);
                     create table tenantd.template (name text, completed_at timestamptz);
+                    create table tenantd.dropped (name text);
                     insert into tenantd.tenant values ('gone', 'no_such_database', 'ready', now() - interval '1 s');";
     client.batch_execute(registry).await.expect("make a registry");
     for statement in [
