@@ -10,6 +10,8 @@ pub mod support;
 mod figures;
 #[path = "demo/migration.rs"]
 mod migration;
+#[path = "demo/operator.rs"]
+mod operator;
 #[path = "demo/page.rs"]
 mod page;
 #[path = "demo/signups.rs"]
@@ -49,6 +51,10 @@ async fn story() {
     users.extend(signups::while_locked(&mut stage, &mut figures).await);
     migration::breaks_for_one(&stage, &users).await;
     users.extend(migration::reload(&mut stage, &mut daemon).await);
+    operator::stops_a_bad_rollout(&stage, &users).await;
+    operator::takes_back(&stage, &users[3]).await;
+    operator::finds_a_drift(&stage, &users[4]).await;
+    operator::drops_and_restores(&stage, &users[5]).await;
     signups::end(&stage, daemon).await;
     summary::tell(&stage, &users, &figures).await;
     drop(stage);

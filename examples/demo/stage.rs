@@ -63,7 +63,9 @@ impl Stage {
         // The running daemon carries the old migrations; its own retry would find nothing to do, and forget the failure that is shown.
         let program = Program::for_database(&database)
             .setting("tenant.migrations", &migrations.display().to_string())
-            .setting("retry.first", "10m");
+            .setting("retry.first", "10m")
+            .setting("spares.max", "32")
+            .setting("backup.folder", &server.directory().join("backups").display().to_string());
         Stage { page: Page::open(), database, program, migrations, app, signup }
     }
 

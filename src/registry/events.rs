@@ -69,7 +69,7 @@ pub struct Event {
 }
 
 /// So many events are kept.
-const KEPT: i64 = 200_000;
+pub(super) const EVENTS_KEPT: i64 = 200_000;
 
 impl Registry {
     /// Writes an event by itself, for what was done outside the registry: a backup, a migration by a command. Whatever is one statement on the
@@ -126,7 +126,7 @@ impl Registry {
     /// The main database cannot be reached.
     pub async fn forget_old_events(&self) -> Result<u64> {
         let sql = "delete from tenantd.event where id <= (select max(id) from tenantd.event) - $1";
-        self.execute(sql, &[(&KEPT, Type::INT8)], || "forget old events".to_owned()).await
+        self.execute(sql, &[(&EVENTS_KEPT, Type::INT8)], || "forget old events".to_owned()).await
     }
 }
 

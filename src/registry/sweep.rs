@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::canaries::BEHIND;
 use super::claim::damaged;
+use super::events::EVENTS_KEPT;
 use super::lookup::{Filter, Values};
 use super::record::LEFT;
 use super::sets::Relations;
@@ -74,7 +75,8 @@ pub struct Start {
     pub newer: i64,
     /// Whether there are spares that nobody is making, or was taken in vain.
     pub strays: bool,
-    /// Whether something that was set aside is to be dropped for good, or a dead process left a tenant that no sweep looks at.
+    /// Whether something that was set aside is to be dropped for good, a dead process left a tenant that no sweep looks at, or old events
+    /// are to be forgotten.
     pub over: bool,
     /// Whether users were deleted whose tenants may go.
     pub departures: bool,
@@ -166,7 +168,8 @@ fn start_sql(table: Option<&Table>, among: &str) -> String {
                  (select count(*) from tenantd.tenant t where migration_set = any ($3) and state = 'ready' and {among}) as newer,
                  exists (select from tenantd.spare s where {STRAY} or {RELEASED}) as strays,
                  exists (select from tenantd.dropped where purge_after <= now() or condemned_at is not null)
-                     or exists (select from tenantd.tenant t where {LEFT}) as over,
+                     or exists (select from tenantd.tenant t where {LEFT})
+                     or exists (select from tenantd.event where id <= (select max(id) from tenantd.event) - {EVENTS_KEPT}) as over,
                  exists (select from tenantd.departure) as departures,
                  (select count(*) from needing where not busy) as needing,
                  (select count(*) from needing where busy) as busy,

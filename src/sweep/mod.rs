@@ -272,6 +272,7 @@ async fn follow_departures(context: &Context, table: &Table, run: &Run, report: 
 /// Drops for good what is over. Last, since each DROP DATABASE slows the server for a moment.
 async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> {
     in_time(context.registry.forget_dead_leases()).await?;
+    in_time(context.registry.forget_old_events()).await?;
     let purged = purge_due(&context.registry, run.by_hand, &run.stop).await?;
     report.purged = purged.dropped;
     report.undropped.extend(purged.failed.into_iter().map(|(dropped, error)| (dropped.key, error)));

@@ -211,3 +211,19 @@ async fn a_set_that_came_meanwhile_is_noticed() {
     newer.close().await;
     database.finish().await;
 }
+
+/// Goal: the history does not grow without end. Method: two events that are two hundred thousand apart.
+#[tokio::test]
+async fn old_events_are_forgotten() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let events = "insert into tenantd.event (id, what, who) overriding system value
+                  values (1, 'old', 'test'), (2, 'kept', 'test'), (200001, 'kept', 'test')";
+    execute(&database, events).await;
+    assert!(fleet.try_sweep(false).await.expect("sweep").is_clean());
+    let left = "select string_agg(what, ' ') from tenantd.event";
+    let left: String = database.superuser().await.query_one(left, &[]).await.expect("count").get(0);
+    assert_eq!(left, "kept kept");
+    fleet.close().await;
+    database.finish().await;
+}
