@@ -223,7 +223,12 @@ async fn a_newer_registry_is_refused_only_when_it_must_be() {
     let program = Program::for_database(&database);
     well(&program.run(&["setup"]).await);
     let admin = database.superuser().await;
-    run(&admin, "insert into tenantd.migration select 2, 'more', checksum, started_at, applied_at, 1, 1, 'newer' from tenantd.migration").await;
+    run(
+        &admin,
+        "insert into tenantd.migration (version, name, checksum, started_at, applied_at, statements_done, applied_by)
+        select 2, 'more', checksum, started_at, applied_at, 1, 'newer' from tenantd.migration",
+    )
+    .await;
     let comment = "create or replace function tenantd.signup() returns trigger language plpgsql security definer as
         'begin insert into tenantd.tenant (key) select added.id::text from added; /* newer */ return null; end'";
     run(&admin, comment).await;
@@ -286,6 +291,7 @@ async fn the_application_sees_the_view_and_nothing_else() {
             )
             .replace("hand_over_at_commit(text[],text,text)", "hand_over_at_commit('{}', 'a', 'a')")
             .replace("name_spare(text,text,text,text)", "name_spare('a', 'a', 'a', 'a')")
+            .replace("set_aside(text,text,text,text,text,double precision)", "set_aside('a', 'a', 'a', 'a', 'a', 1)")
             .replace(
                 "hand_over(text[],bigint[],text,text[],text[],text,text)",
                 "hand_over('{}', '{}', 'a', '{}', '{}', 'a', 'a')",
