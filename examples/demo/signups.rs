@@ -45,7 +45,8 @@ pub(crate) async fn install(stage: &Stage) -> Daemon {
     assert!(all > 0 && all == encrypted, "{encrypted} of the daemon's {all} connections are encrypted");
     page.line(&format!("The daemon runs; its {all} connections are {}.", row.get::<_, &str>(2)));
     until("two spares are made", DEADLINE, async || {
-        let spares = admin.query_one("select count(*) from tenantd.spares_at_hand", &[]).await.expect("count the spares");
+        let spares =
+            admin.query_one("select count(*) from tenantd.spares_at_hand", &[]).await.expect("count the spares");
         spares.get::<_, i64>(0) >= 2
     })
     .await;

@@ -35,6 +35,8 @@ fn object(output: &Output, code: i32) -> Value {
 #[tokio::test]
 async fn some_are_swept_and_then_all() {
     let (database, program) = scene().await;
+    let program = program.setting("signup.on_delete", "drop");
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
     let (one, two, three) = (database.sign_up("1").await, database.sign_up("2").await, database.sign_up("3").await);
     execute(&database, "alter table public.users disable trigger tenantd_signup").await;
     database.sign_up("4").await;
