@@ -54,7 +54,7 @@ impl Restoring {
 /// It is one transaction; before it, at worst, the tenant's present database is closed until the next look at it.
 ///
 /// # Errors
-/// [`Kind::Usage`] without `replace` where the tenant has a database, or when it is being dropped for good; [`Kind::InUse`]; [`Kind::Conflict`].
+/// [`Kind::Usage`](crate::error::Kind::Usage) without `replace` where the tenant has a database, or when it is being dropped for good; [`Kind::InUse`](crate::error::Kind::InUse); [`Kind::Conflict`](crate::error::Kind::Conflict).
 pub async fn take_back(registry: &Registry, claim: &Claim, dropped: &Dropped, how: Restoring) -> Result<()> {
     let work = async {
         let there = match &claim.name {
