@@ -100,6 +100,11 @@ async fn construct(context: &Context, name: &str, there: bool) -> Result<()> {
     }
     step("open", context.registry.open_template(name)).await?;
     reach(Point::TemplateOpened);
+    if there {
+        // The keeper that began it may have a session there yet, with the migrations' lock: its machine is gone, or it stands still. Somebody
+        // else, who mends what is in the way, is met at the end.
+        step("evict", empty(context, name, Duration::ZERO, LEAVE)).await?;
+    }
     let filled = fill(context, name, !there).await;
     // A set that breaks the connection time and again must not bring the server down for ever.
     filled.map_err(|error| failure::blame_for_breaking(context, name, error))?;
@@ -135,19 +140,24 @@ async fn create(context: &Context, name: &str) -> Result<()> {
 /// Closes the template and waits until nobody is in it, since nobody could clone it else.
 async fn close(context: &Context, name: &str) -> Result<()> {
     context.registry.close_template(name).await?;
-    let closed = Instant::now();
+    // Ours has said goodbye, and is gone in a moment. What stays longer belongs to nobody any more.
+    if empty(context, name, LEAVE, LEAVE_TIMEOUT).await? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::InUse, format!("somebody is connected to the database {name:?} in the making"))
+        .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_"))
+}
+
+/// Waits until nobody is in the template, for `patience` at most. Sessions of ours that stay longer than `leave` are ended. False: somebody is there yet.
+async fn empty(context: &Context, name: &str, leave: Duration, patience: Duration) -> Result<bool> {
+    let started = Instant::now();
     loop {
-        // Ours has said goodbye, and is gone in a moment. What stays longer belongs to nobody any more.
-        let evict = closed.elapsed() > LEAVE;
+        let evict = started.elapsed() >= leave;
         if context.registry.sessions_in_template(name, evict).await? == 0 {
-            return Ok(());
+            return Ok(true);
         }
-        if closed.elapsed() > LEAVE_TIMEOUT {
-            return Err(Error::new(
-                Kind::InUse,
-                format!("somebody is connected to the database {name:?} in the making"),
-            )
-            .hint("a monitoring agent that connects to every database? exclude names that begin with tenantd_"));
+        if started.elapsed() > patience {
+            return Ok(false);
         }
         tokio::time::sleep(if evict { LEAVE / 20 } else { LOOK_AGAIN }).await;
     }

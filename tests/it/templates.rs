@@ -169,20 +169,27 @@ async fn what_cannot_be_gone_on_with_is_made_anew() {
     database.finish().await;
 }
 
-/// Goal: a connection of ours that stays in a template in the making, as that of a daemon whose machine is gone, does not hold it up. Method: it goes
-/// on with one that the daemon's role is connected to.
+/// Goal: a connection of ours that stays in a template in the making, as that of a daemon whose machine is gone, does not hold it up, whatever it
+/// holds. Method: it goes on with one that the daemon's role is connected to, in the middle of a migration.
 #[tokio::test]
 async fn a_session_of_a_keeper_that_is_gone_is_ended() {
     let database = TestDatabase::new().await;
-    let fleet = Fleet::install(&database, &[]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first (id integer);")]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
     template::ensure(&fleet.context).await.expect("a template");
     let name = unfinish(&database).await;
     execute(&database, &format!("alter database {name} allow_connections true")).await;
+    let inside = database.tenant_superuser(&name).await;
+    inside.batch_execute("drop table first; delete from tenantd_migration").await.expect("take it back");
+    drop(inside);
     let left = database.server().client("tenantd", TENANTD_PASSWORD, &name).await;
+    let lock = "begin; select pg_advisory_xact_lock(hashtextextended('tenantd.migrate:public', 0))";
+    left.batch_execute(lock).await.expect("in the middle of a migration");
     template::ensure(&fleet.context).await.expect("the same template");
     until("the end of what was left", SOON, async || left.is_closed()).await;
     assert!(fleet.registry().templates().await.expect("templates")[0].serves());
-    assert_eq!(oid(&database, &name).await.is_some(), count(&database, "tenantd.template").await == 1);
+    assert_eq!((oid(&database, &name).await.is_some(), count(&database, "tenantd.template").await), (true, 1));
     fleet.close().await;
     database.finish().await;
 }
