@@ -75,6 +75,18 @@ pub enum Command {
     #[command(after_help = "Example:
   tenantd status --json | jq .parked")]
     Status,
+    /// Make tenants without a signup
+    Create(Create),
+    /// The tenants, filtered and sorted
+    List(List),
+    /// One tenant in full: state, database, last error, migrations, events
+    Show(Show),
+    /// A tenant's connection URL
+    Url(Url),
+    /// A shell in a tenant's database
+    Psql(Psql),
+    /// Wait until a tenant is ready
+    Wait(Wait),
     /// Bring tenants to the newest migrations: canaries first, then the others in waves
     Migrate(migrate::Migrate),
     /// How the newest migrations go through the fleet: show, pause, resume or abort
@@ -89,6 +101,8 @@ pub enum Command {
     Check(Check),
     /// Take databases that are there already into the registry, after showing what would be recorded
     Adopt(Adopt),
+    /// A sweep now, of all tenants or of some
+    Sync(Sync),
     /// Make failing and parked tenants due at once
     Retry(crate::commands::retry::Retry),
     /// Take a tenant away: after a backup, and for a time of grace
@@ -107,25 +121,11 @@ pub enum Command {
     ReleaseLock(crate::commands::release_lock::ReleaseLock),
     /// What keeps a fleet from being made or kept, found before the first signup meets it
     Doctor(Doctor),
+    /// What was done to tenants, when and by whom
+    Events(Events),
     /// Check or show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Make tenants without a signup
-    Create(Create),
-    /// The tenants, filtered and sorted
-    List(List),
-    /// One tenant in full: state, database, last error, migrations, events
-    Show(Show),
-    /// A tenant's connection URL
-    Url(Url),
-    /// A shell in a tenant's database
-    Psql(Psql),
-    /// Wait until a tenant is ready
-    Wait(Wait),
-    /// A sweep now, of all tenants or of some
-    Sync(Sync),
-    /// What was done to tenants, when and by whom
-    Events(Events),
     /// What a shell needs to complete tenantd's words
     Completions(Completions),
     /// The manual, a page for each command
@@ -139,31 +139,31 @@ impl Command {
         match self {
             Command::Setup(_) => "setup",
             Command::Status => "status",
-            Command::Migrate(_) => "migrate",
-            Command::Rollout(_) => "rollout",
-            Command::Rollback(_) => "rollback",
-            Command::New(_) => "new",
-            Command::Lint(_) => "lint",
-            Command::Backup(_) => "backup",
-            Command::Check(_) => "check",
-            Command::Adopt(_) => "adopt",
-            Command::Doctor(_) => "doctor",
-            Command::Retry(_) => "retry",
-            Command::Drop(_) => "drop",
-            Command::Restore(_) => "restore",
-            Command::Reset(_) => "reset",
-            Command::Hold(_) => "hold",
-            Command::Release(_) => "release",
-            Command::ReleaseLock(_) => "release-lock",
-            Command::Config(_) => "config",
             Command::Create(_) => "create",
             Command::List(_) => "list",
             Command::Show(_) => "show",
             Command::Url(_) => "url",
             Command::Psql(_) => "psql",
             Command::Wait(_) => "wait",
+            Command::Migrate(_) => "migrate",
+            Command::Rollout(_) => "rollout",
+            Command::Rollback(_) => "rollback",
+            Command::New(_) => "new",
+            Command::Lint(_) => "lint",
+            Command::Check(_) => "check",
+            Command::Adopt(_) => "adopt",
             Command::Sync(_) => "sync",
+            Command::Retry(_) => "retry",
+            Command::Drop(_) => "drop",
+            Command::Restore(_) => "restore",
+            Command::Reset(_) => "reset",
+            Command::Backup(_) => "backup",
+            Command::Hold(_) => "hold",
+            Command::Release(_) => "release",
+            Command::ReleaseLock(_) => "release-lock",
+            Command::Doctor(_) => "doctor",
             Command::Events(_) => "events",
+            Command::Config(_) => "config",
             Command::Completions(_) => "completions",
             Command::Man(_) => "man",
         }

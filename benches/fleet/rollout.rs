@@ -117,17 +117,24 @@ async fn near(number: usize, rounds: usize) -> Vec<Measure> {
     let history = "begin; set local role tenant_owner;
                    create table public.floor_history (name text primary key, done_at timestamptz not null); commit";
     door.run_in_each(&fleet.databases, history.to_owned(), PARALLEL).await;
-    let (mut ours, mut floor, mut with_history) = (Samples::default(), Samples::default(), Samples::default());
+    let at_once = program.clone().setting("rollout.canary", "0").setting("rollout.waves", "[\"100%\"]");
+    let (mut ours, mut all_at_once) = (Samples::default(), Samples::default());
+    let (mut floor, mut with_history) = (Samples::default(), Samples::default());
     for _ in 0..rounds {
         ours.add(fleet.sweep(&program, PARALLEL).await);
         floor.add(fleet.floor(&door, PARALLEL).await);
+        all_at_once.add(fleet.sweep(&at_once, PARALLEL).await);
         with_history.add(fleet.floor_with_history(&door, PARALLEL).await);
     }
     let what = format!("one new migration over {number} tenants, {PARALLEL} lanes");
-    let row = |what: &str| Measure::new(4, what, Unit::PerSecond, &ours);
+    let row = |what: &str, ours| Measure::new(4, what, Unit::PerSecond, ours);
+    let the_floor = "the floor: connect, same SQL";
     vec![
-        row(&what).beside("the floor: connect, same SQL", &floor).reach(Reach::TimesAtLeast(0.9)),
-        row("that, beside a floor that keeps a history").beside("the same, a lock, a history", &with_history),
+        row(&what, &ours).beside(the_floor, &floor).reach(Reach::TimesAtLeast(0.9)),
+        row("that, beside a floor that keeps a history", &ours).beside("the same, a lock, a history", &with_history),
+        row("that, without canaries and waves", &all_at_once).beside(the_floor, &floor),
+        row("that, beside a floor that keeps a history", &all_at_once)
+            .beside("the same, a lock, a history", &with_history),
     ]
 }
 

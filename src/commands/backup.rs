@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::doctor::{self, Check};
 use super::given::{Filters, Given};
 use super::{ExitStatus, output};
 use crate::backup::{Backups, Written};
@@ -68,6 +69,7 @@ async fn write_all(
     if arguments.dry_run {
         return plan(given, &registry, &keys, out).await;
     }
+    doctor::before(given, &[Check::Connections]).await?;
     let backups = Backups::open(&given.server, &registry, &given.config).await?;
     let waiting = futures_util::stream::iter(&keys).take_until(stop.cancelled());
     let ending = waiting.map(|key| one(&registry, &backups, key)).buffer_unordered(arguments.parallel.into());

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::doctor::{self, Check};
 use super::given::{Consent, Filters, Given, Patience};
 use super::{ExitStatus, output};
 use crate::backup::Backups;
@@ -81,6 +82,8 @@ async fn reset_all(
     if arguments.dry_run {
         return plan(given, &keys, out);
     }
+    let checks = [Check::Writes, Check::Rights, Check::Connections, Check::Collation, Check::Disk];
+    doctor::before(given, &checks).await?;
     consent(given, arguments, keys.len())?;
     let backups = if arguments.skip_backup {
         None

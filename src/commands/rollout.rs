@@ -1,6 +1,7 @@
 //! `tenantd rollout`: how the newest migrations go through the fleet, and a person's word on it.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use crate::error::Result;
 use crate::provision::Context;
 use crate::registry::canaries::Canaries;
 use crate::registry::rollouts::{Rollout, RolloutState};
+use crate::sweep::rollout::estimate;
 
 /// `tenantd rollout`
 #[derive(Debug, Args)]
@@ -98,12 +100,10 @@ async fn look(context: &Context) -> Result<Shown> {
 }
 
 impl Shown {
-    /// What the rest will take, by what the canaries took, in seconds.
-    fn estimate(&self) -> Option<f64> {
+    /// What the rest will take, by what the canaries took.
+    fn estimate(&self) -> Option<Duration> {
         let (average, _) = self.rollout.as_ref()?.took?;
-        let left = u32::try_from(self.left).unwrap_or(u32::MAX);
-        let lanes = u32::try_from(self.lanes).unwrap_or(u32::MAX).max(1);
-        Some(average.as_secs_f64() * f64::from(left) / f64::from(lanes))
+        Some(estimate(average, self.left, self.lanes))
     }
 
     fn text(&self) -> String {
@@ -112,7 +112,11 @@ impl Shown {
         };
         let why = rollout.why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
         let mut text = format!("rollout to version {}: {}{why}\n", rollout.version, rollout.state);
-        text.push_str(&format!("began {} for {}\n", rollout.started_at, output::line(&rollout.started_by)));
+        text.push_str(&format!(
+            "began {} for {}\n",
+            output::moment(rollout.started_at),
+            output::line(&rollout.started_by)
+        ));
         if let Some(driver) = &rollout.driver {
             text.push_str(&format!("driven by {}\n", output::line(driver)));
         }
@@ -125,12 +129,12 @@ impl Shown {
             (None, false) => text.push_str("canaries: not chosen yet; new tenants get the version before\n"),
         }
         text.push_str(&format!("behind: {} of {} tenants\n", self.left, rollout.behind.max(self.left)));
-        if let (Some((average, longest)), Some(seconds)) = (rollout.took, self.estimate())
+        if let (Some((average, longest)), Some(left)) = (rollout.took, self.estimate())
             && self.left > 0
         {
             text.push_str(&format!(
                 "estimate: {} for the rest with {} lanes; a canary took {} on average and {} at most, and no lock was held longer\n",
-                output::duration(std::time::Duration::from_secs_f64(seconds)),
+                output::duration(left),
                 self.lanes,
                 output::duration(average),
                 output::duration(longest)
@@ -153,7 +157,7 @@ impl Shown {
             "driver": rollout.and_then(|rollout| rollout.driver.clone()),
             "started_at": rollout.map(|rollout| rollout.started_at.to_string()),
             "started_by": rollout.map(|rollout| rollout.started_by.clone()),
-            "estimate_seconds": self.estimate(),
+            "estimate_seconds": self.estimate().map(|left| left.as_secs_f64()),
             "longest_seconds": rollout.and_then(|rollout| rollout.took).map(|(_, longest)| longest.as_secs_f64()),
         })
     }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::identity::Moved;
-use crate::registry::install::{Installed, Wishes};
+use crate::registry::install::{Installed, Removed, Wishes};
 use crate::registry::{Registry, print as printed, signup};
 
 /// Installs and says what was done and what a person should know.
@@ -92,14 +92,21 @@ async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl 
 async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     let what = "This removes schema tenantd: which tenants exist and how they stand is forgotten.";
     Consent { yes }.ask(what, "yes")?;
-    let dropped = Registry::remove(server).await?;
+    let Removed { dropped, set_aside } = Registry::remove(server).await?;
     if json {
-        output::object(out, &json!({ "removed": ["schema tenantd"], "dropped": dropped }))?;
+        let removed = ["schema tenantd"];
+        output::object(out, &json!({ "removed": removed, "dropped": dropped, "set_aside": set_aside }))?;
     } else {
         let dropped = output::counted(i64::try_from(dropped.len()).unwrap_or(i64::MAX), "database");
-        let told = format!(
+        let mut told = format!(
             "removed schema tenantd with registry, function and trigger, and {dropped} of templates and spares; the tenants' databases stay\n"
         );
+        if !set_aside.is_empty() {
+            told.push_str(&format!(
+                "note: these were set aside in a time of grace and stay too, for you to drop: {}\n",
+                set_aside.join(", ")
+            ));
+        }
         output::text(out, &told)?;
     }
     Ok(ExitStatus::Well)

@@ -26,6 +26,9 @@ pub(super) const BEHIND: &str =
     "from tenantd.tenant t where t.state = 'ready' and t.work = 'idle' and t.migration_set = any ($1)
     and coalesce(t.leased_until <= now(), true)";
 
+/// For each canary so many tenants are looked at: to tell the size of one takes the server half a millisecond.
+const SAMPLE: usize = 8;
+
 impl Registry {
     /// How many tenants have one of the sets `behind` and could get a newer one now.
     ///
@@ -71,7 +74,7 @@ impl Registry {
 
     /// Chooses `number` canaries of different size, among those that have one of the sets `behind`, and writes them down with the number of
     /// all of these. One that was made since the
-    /// rollout began proves nothing, being empty; of a large fleet the sizes of two hundred are looked at.
+    /// rollout began proves nothing, being empty; the sizes of [`SAMPLE`] times as many are looked at.
     ///
     /// # Errors
     /// [`Kind::LeaseLost`] when another drives the rollout. The main database cannot be reached.
@@ -79,12 +82,13 @@ impl Registry {
         let sized = format!(
             "with sample as (
                  select t.key, t.name {BEHIND} and t.ready_at <= (select started_at from tenantd.rollout where migration_set = $2)
-                 order by random() limit 200
+                 order by random() limit $3
              )
              select sample.key, coalesce(case when has_database_privilege(d.oid, 'connect') then pg_database_size(d.oid) end, 0) as bytes
              from sample left join pg_database d on d.datname = sample.name order by 2, 1"
         );
-        let parameters: super::Parameters<'_> = &[(&behind, Type::TEXT_ARRAY), (&id, Type::TEXT)];
+        let most = i64::try_from(SAMPLE.saturating_mul(number)).unwrap_or(i64::MAX);
+        let parameters: super::Parameters<'_> = &[(&behind, Type::TEXT_ARRAY), (&id, Type::TEXT), (&most, Type::INT8)];
         let rows = self.query(&sized, parameters, || "choose canaries".to_owned()).await?;
         let sized: Vec<String> = rows.iter().map(|row| field(row, "key")).collect::<Result<_>>()?;
         let canaries = spread(&sized, number);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::signup::{Table, without_queueing};
+use super::signup::{Table, Trigger, stands, without_queueing};
 use super::{Registry, field};
 use crate::config::OnDelete;
 use crate::error::{Error, Result};
@@ -87,7 +87,8 @@ pub async fn install(client: &Client, table: &Table, on_delete: OnDelete) -> Res
     }
     let_owner_add_partitions(client, table).await?;
     for on in &table.triggers_on {
-        if !is_right(client, on, table.by_row).await? {
+        // One that was switched off is left so: somebody meant it.
+        if matches!(trigger(client, on, table.by_row).await?, Trigger::Missing | Trigger::Wrong) {
             let put = without_queueing(client, &trigger_sql(on, table.by_row)).await;
             put.map_err(|error: Error| error.context(format!("put the trigger tenantd_departure on {on}")))?;
             changes.push(format!("put the trigger tenantd_departure on {on}"));
@@ -112,18 +113,14 @@ async fn let_owner_add_partitions(client: &Client, table: &Table) -> Result<()> 
     client.batch_execute(&grant).await.doing(|| format!("let {owner} add partitions to {}", table.name))
 }
 
-/// A trigger that was switched off is left so: somebody meant it.
-async fn is_right(client: &Client, on: &str, by_row: bool) -> Result<bool> {
-    let row = client
-        .query_typed_opt(
-            "select from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = 'tenantd_departure'
-             and t.tgfoid = to_regprocedure('tenantd.departure()') and t.tgtype = case when $2 then 9 else 8 end
-             and t.tgoldtable is not distinct from case when $2 then null else 'removed' end",
-            &[(&on, Type::TEXT), (&by_row, Type::BOOL)],
-        )
-        .await
-        .doing(|| format!("look at the trigger tenantd_departure on {on}"))?;
-    Ok(row.is_some())
+/// How the trigger on the table `on` stands.
+///
+/// # Errors
+/// The catalogue could not be read.
+pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
+    let ours = "t.tgfoid = to_regprocedure('tenantd.departure()') and t.tgtype = case when $2 then 9 else 8 end
+                and t.tgoldtable is not distinct from case when $2 then null else 'removed' end";
+    stands(client, on, by_row, "tenantd_departure", ours).await
 }
 
 impl Registry {

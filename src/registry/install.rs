@@ -20,6 +20,15 @@ pub struct Wishes {
     pub moved: Moved,
 }
 
+/// What became of the databases that belong to no tenant when the registry was removed, by name.
+#[derive(Debug)]
+pub struct Removed {
+    /// Templates and spares, which were dropped.
+    pub dropped: Vec<String>,
+    /// What was set aside of tenants that were dropped, reset or replaced. It stays, and nothing knows it any more.
+    pub set_aside: Vec<String>,
+}
+
 /// What was found and done, for `setup` to print and the daemon to log.
 #[derive(Debug)]
 pub struct Installed {
@@ -130,18 +139,19 @@ impl Registry {
         worker.registry(server, identity.id)
     }
 
-    /// Takes the registry, the function and with it the triggers away, then templates and spares. The tenants' databases stay. Returns the names
-    /// of the databases that were dropped.
+    /// Takes the registry, the function and with it the triggers away, then templates and spares. The tenants' databases stay, and so does what was
+    /// set aside of them.
     ///
     /// # Errors
     /// [`Kind::Locked`] when the signup table could not be had between long transactions: nothing was removed. Those of a DROP DATABASE: the
     /// error names the databases that are left, which nothing knows any more.
-    pub async fn remove(server: &Server) -> Result<Vec<String>> {
+    pub async fn remove(server: &Server) -> Result<Removed> {
         let session = server.connect(None, "tenantd:setup").await?;
         // Of a registry that was made for another database they are not ours.
         let whole = parts::missing(&session).await?.is_empty();
         let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
         let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
+        let set_aside = if at_home { parts::set_aside(&session).await? } else { Vec::new() };
         signup::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await
             .map_err(|error| error.context("remove schema tenantd"))?;
@@ -151,7 +161,7 @@ impl Registry {
                 .await
                 .map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
         }
-        Ok(made)
+        Ok(Removed { dropped: made, set_aside })
     }
 }
 

@@ -73,3 +73,12 @@ pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
         .doing(|| "look for templates and spares".to_owned())?;
     rows.iter().map(|row| field(row, "name")).collect()
 }
+
+/// The databases that were set aside under random names, of tenants that were dropped, reset or replaced, and are there yet.
+pub(super) async fn set_aside(client: &Client) -> Result<Vec<String>> {
+    let rows = client
+        .query_typed("select name from tenantd.dropped where name in (select datname from pg_database) order by 1", &[])
+        .await
+        .doing(|| "look for databases that were set aside".to_owned())?;
+    rows.iter().map(|row| field(row, "name")).collect()
+}

@@ -232,16 +232,23 @@ pub enum Trigger {
 /// # Errors
 /// The catalogue could not be read.
 pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
+    let ours = "t.tgfoid = to_regprocedure('tenantd.signup()') and t.tgtype = case when $2 then 5 else 4 end
+                and t.tgnewtable is not distinct from case when $2 then null else 'added' end";
+    stands(client, on, by_row, "tenantd_signup", ours).await
+}
+
+/// How the trigger `name` on the table `on` stands, which is ours if the condition `ours` on `pg_trigger t` is true; `$2` in it is `by_row`.
+pub(super) async fn stands(client: &Client, on: &str, by_row: bool, name: &str, ours: &str) -> Result<Trigger> {
     let row = client
         .query_typed_opt(
-            "select t.tgenabled::text as enabled,
-                    coalesce(t.tgfoid = to_regprocedure('tenantd.signup()'), false) and t.tgtype = case when $2 then 5 else 4 end
-                    and t.tgnewtable is not distinct from case when $2 then null else 'added' end as ours
-             from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = 'tenantd_signup'",
-            &[(&on, Type::TEXT), (&by_row, Type::BOOL)],
+            &format!(
+                "select t.tgenabled::text as enabled, coalesce({ours}, false) as ours
+                 from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = $3"
+            ),
+            &[(&on, Type::TEXT), (&by_row, Type::BOOL), (&name, Type::TEXT)],
         )
         .await
-        .doing(|| format!("look at the trigger on {on}"))?;
+        .doing(|| format!("look at the trigger {name} on {on}"))?;
     Ok(match row {
         None => Trigger::Missing,
         Some(row) if !field::<bool>(&row, "ours")? => Trigger::Wrong,

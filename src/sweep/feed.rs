@@ -2,13 +2,20 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{PAGE_OF_LANE, in_time};
 use crate::error::{Error, Kind, Result};
 use crate::provision::{Context, template};
 use crate::registry::claim::Claim;
 use crate::registry::sweep::{Candidate, Cut, Expected, Start};
+
+/// Tenants that are claimed in one statement are given out within about so long: to plan it costs more than the rows do, and leases are not to
+/// grow old in the queue.
+const GIVEN_OUT_WITHIN: Duration = Duration::from_millis(200);
+
+/// The most that is claimed in one statement, for each lane.
+const AHEAD: usize = 4;
 
 /// Where the pages come from.
 pub(super) enum Pages {
@@ -34,6 +41,9 @@ pub(super) struct Feed {
     keys: VecDeque<String>,
     /// Claimed, and waiting for a lane.
     claims: VecDeque<Claim>,
+    /// How many are claimed in the next statement, and when the last ones were.
+    at_once: usize,
+    claimed_at: Option<Instant>,
     /// How many more tenants the brakes let be made; `None`: not asked yet.
     room: Option<i64>,
     /// Tenants that the brakes hold back.
@@ -76,6 +86,8 @@ impl Feed {
     fn empty(context: Arc<Context>, pages: Pages) -> Feed {
         Feed {
             page: PAGE_OF_LANE * context.config.sweep.parallel,
+            at_once: context.config.sweep.parallel,
+            claimed_at: None,
             context,
             pages,
             left: None,
@@ -92,7 +104,7 @@ impl Feed {
 
     /// The next tenant, claimed; `None` when all have been given out.
     ///
-    /// As many are claimed at once as there are lanes, and no sooner than they are needed, so that leases do not run out in the queue.
+    /// As many are claimed at once as there are lanes, or a few times that while lanes are quick, so that leases do not run out in the queue.
     ///
     /// # Errors
     /// The main database cannot be reached. Nothing is lost: the next call tries the same again.
@@ -105,13 +117,13 @@ impl Feed {
             } else if self.left == Some(0) {
                 return Ok(None);
             } else if !self.keys.is_empty() {
-                let lanes =
-                    self.context.config.sweep.parallel.min(self.keys.len()).min(self.left.unwrap_or(usize::MAX));
-                let keys: Vec<String> = self.keys.iter().take(lanes).cloned().collect();
+                let most = self.claimed_together().min(self.keys.len()).min(self.left.unwrap_or(usize::MAX));
+                let keys: Vec<String> = self.keys.iter().take(most).cloned().collect();
                 let claims = self.context.registry.claim_keys(&keys, self.context.config.work.lease).await?;
-                self.keys.drain(..lanes);
-                self.busy += lanes - claims.len();
-                self.left = self.left.map(|left| left - lanes);
+                self.claimed_at = Some(Instant::now());
+                self.keys.drain(..most);
+                self.busy += most - claims.len();
+                self.left = self.left.map(|left| left - most);
                 let advance = matches!(self.pages, Pages::Behind(..) | Pages::Named);
                 self.claims.extend(claims.into_iter().map(|claim| Claim { advance, ..claim }));
             } else if let Some(after) = self.after.clone() {
@@ -121,6 +133,14 @@ impl Feed {
                 return Ok(None);
             }
         }
+    }
+
+    /// How many are claimed now: twice as many as the last time while those were gone soon.
+    fn claimed_together(&mut self) -> usize {
+        let lanes = self.context.config.sweep.parallel;
+        let soon = self.claimed_at.is_some_and(|at| at.elapsed() < GIVEN_OUT_WITHIN / 2);
+        self.at_once = if soon { (2 * self.at_once).min(AHEAD * lanes) } else { (self.at_once / 2).max(lanes) };
+        self.at_once
     }
 
     async fn next_page(&self, after: &str) -> Result<Vec<Candidate>> {

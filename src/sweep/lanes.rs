@@ -18,7 +18,7 @@ use crate::tasks::Tasks;
 const SERVER_FAILURES: usize = 5;
 
 /// What is done within so long is recorded in one statement: to plan it costs more than the rows do.
-const TOGETHER: Duration = Duration::from_millis(50);
+const TOGETHER: Duration = Duration::from_millis(150);
 
 /// The most that is recorded in one statement.
 const AT_ONCE: usize = 64;

@@ -2,7 +2,7 @@
 
 mod feed;
 mod lanes;
-mod rollout;
+pub mod rollout;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -185,9 +185,14 @@ impl Drive<'_> {
         if stand.migrated > 0 || stand.failed + stand.left == 0 {
             registry.pass_canaries(id, took).await?;
             self.context.supply.want();
+            let (left, lanes) = (registry.count_behind(&self.behind).await?, self.context.config.sweep.parallel);
+            let estimate = took.map(|(average, _)| estimate(average, left, lanes).as_secs_f64());
             tracing::info!(
                 version = rollout.version,
                 canaries = stand.migrated,
+                left,
+                estimate_seconds = estimate,
+                longest_lock_seconds = took.map(|(_, longest)| longest.as_secs_f64()),
                 "the canaries of the rollout have passed"
             );
             return Ok(true);
@@ -293,6 +298,13 @@ impl Alike {
         let file = chain.split([' ', ':']).find(|word| word.rsplit('.').next() == Some("sql"));
         Alike { file: file.map(str::to_owned), sqlstate: error.code().map(str::to_owned) }
     }
+}
+
+/// What `left` tenants will take with so many lanes, where one takes `average`.
+#[must_use]
+pub fn estimate(average: Duration, left: i64, lanes: usize) -> Duration {
+    let left = u32::try_from(left).unwrap_or(u32::MAX);
+    average.saturating_mul(left) / u32::try_from(lanes).unwrap_or(u32::MAX).max(1)
 }
 
 /// What one took on average, and the longest.

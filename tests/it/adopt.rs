@@ -1,6 +1,7 @@
 //! `tenantd adopt` as an operator runs it: restored over ours, made by hand, found as orphans, a fleet with a table of its own; and what it refuses.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenantd::tenant::Marker;
@@ -10,6 +11,8 @@ use crate::sql::{one, run, stands};
 use crate::support::audit::Finding;
 use crate::support::daemon::{Output, Program};
 use crate::support::database::TestDatabase;
+use crate::support::process::Signal;
+use crate::support::until::until;
 
 const NOTE: &str =
     "create table note (id bigint generated always as identity primary key, body text not null default 'x');";
@@ -98,7 +101,7 @@ async fn a_restored_database_is_taken_as_it_stands() {
     let event: String = one(&database.superuser().await, event).await;
     assert_eq!(event, format!("{key} adopted the database {name}"));
     let again = program.run(&["adopt", &key, "--yes"]).await;
-    assert!(again.code() == 2 && again.stderr.contains("already"), "{again:?}");
+    assert!(again.code() == 0 && again.stdout.contains("its tenant's already: nothing is to be done"), "{again:?}");
     database.finish().await;
 }
 
@@ -304,5 +307,50 @@ async fn what_is_somebodys_is_refused() {
     assert!(drifted.code() == 1 && drifted.stderr.contains("was changed after version 1"), "{drifted:?}");
     execute(&database, &format!("drop database \"{made}\"")).await;
     assert_eq!(oid(&database, &made).await, None);
+    database.finish().await;
+}
+
+/// Goal: Ctrl-C ends an adoption after the database in hand, and says how far it came. Method: databases whose comments cannot be written, one
+/// after the other.
+#[tokio::test]
+async fn an_interrupted_adoption_ends_with_the_one_in_hand() {
+    let (database, folder) = (TestDatabase::new().await, folder());
+    let program = program(&database, folder.path()).setting("log.level", "info");
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
+    execute(&database, "create table customer (id uuid, database name); grant select on customer to tenantd").await;
+    let (locker, mut keys) = (database.superuser().await, Vec::new());
+    run(&locker, "begin").await;
+    for number in 0..2 {
+        let name = format!("{}customer_{number}", database.prefix());
+        by_hand(&database, &name, "tenant_owner").await;
+        run(&locker, &format!("comment on database \"{name}\" is null")).await;
+        let key = database.sign_up(&format!("{number}@example.org")).await;
+        execute(&database, &format!("insert into customer values ('{key}', '{name}')")).await;
+        keys.push(key);
+    }
+    let from = ["adopt", "--from-table", "customer", "--name-column", "database", "--key-column", "id"];
+    let mut running = program.start_with(&[&from[..], &["--version", "1", "--yes"]].concat());
+    let waits = format!(
+        "select exists (select from pg_stat_activity where datname = '{}' and wait_event_type = 'Lock')",
+        database.name()
+    );
+    let (client, soon) = (database.superuser().await, Duration::from_secs(30));
+    until("the adoption to wait", soon, async || one(&client, &waits).await).await;
+    running.signal(Signal::INT);
+    running.wait_for_line("ending: no new work", soon).await;
+    run(&locker, "commit").await;
+    assert_eq!(running.ended(soon).await.code(), Some(1));
+    let said = running.stdout();
+    assert!(said.contains("adopted 1 tenant") && said.contains("ended early: the rest was not adopted"), "{said}");
+    running.kill();
+    let named = "select count(*) from tenantd.tenant where name is not null and leased_by is null";
+    assert_eq!(one::<i64>(&client, named).await, 1);
+    drop((client, locker));
+    assert_eq!(
+        program.run(&[&from[..], &["--version", "1", "--yes"]].concat()).await.code(),
+        0,
+        "the next try goes on"
+    );
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
     database.finish().await;
 }

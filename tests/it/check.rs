@@ -1,14 +1,17 @@
 //! `tenantd check` as an operator runs it: a fleet that is well, each thing that can be wrong with it, and what `--fix` does about that.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::fleet::{execute, oid, row, write_migrations};
-use crate::sql::one;
+use crate::sql::{one, run};
 use crate::support::audit::Finding;
 use crate::support::daemon::{Output, Program};
 use crate::support::database::TestDatabase;
+use crate::support::process::Signal;
+use crate::support::until::until;
 
 const FIRST: (&str, &str) = (
     "0001_note.sql",
@@ -406,5 +409,36 @@ async fn a_check_can_be_about_some_tenants() {
     assert!(dry.code() == 2 && dry.stderr.contains("--fix"), "{dry:?}");
     execute(&database, &open.replace("grant", "revoke").replace(" to ", " from ")).await;
     execute(&database, "update tenantd.tenant set leased_by = null, leased_until = null").await;
+    database.finish().await;
+}
+
+/// Goal: Ctrl-C ends a check after the tenant in hand, with what was found until then. Method: histories that are locked; three tenants, one at a time.
+#[tokio::test]
+async fn an_interrupted_check_says_what_it_saw() {
+    let (database, folder) = (TestDatabase::new().await, folder());
+    let program = program(&database, folder.path()).setting("log.level", "info");
+    let keys = ready(&database, &program, 3).await;
+    let mut lockers = Vec::new();
+    for key in &keys {
+        let locker = database.tenant_superuser(&database.tenant_name(key)).await;
+        run(&locker, "begin; lock table tenantd_migration in access exclusive mode").await;
+        lockers.push(locker);
+    }
+    let mut running = program.start_with(&["check", "--parallel", "1"]);
+    let waits = format!(
+        "select exists (select from pg_stat_activity where starts_with(datname, '{}') and wait_event_type = 'Lock')",
+        database.prefix()
+    );
+    let client = database.superuser().await;
+    let soon = Duration::from_secs(30);
+    until("the check to wait", soon, async || one(&client, &waits).await).await;
+    running.signal(Signal::INT);
+    running.wait_for_line("ending: no new work", soon).await;
+    drop(lockers);
+    assert_eq!(running.ended(soon).await.code(), Some(1));
+    let said = without_time(&running.stdout());
+    assert_eq!(said, "1 tenant looked at in TIME: all is well\nended early: the rest was not looked at", "{said}");
+    running.kill();
+    drop(client);
     database.finish().await;
 }

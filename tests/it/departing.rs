@@ -118,6 +118,15 @@ async fn nothing_follows_unless_asked_for() {
     let setup = program.run(&["setup"]).await;
     assert!(setup.stdout.contains("done: put the trigger tenantd_departure on \"public\".\"users\""), "{setup:?}");
     assert!(program.run(&["setup"]).await.stdout.starts_with("nothing to install"));
+    run(&admin, "alter table public.users disable trigger tenantd_departure").await;
+    let status = program.run(&["status"]).await;
+    assert_eq!(status.code(), 1, "{status:?}");
+    assert!(
+        status.stdout.contains("The trigger tenantd_departure on \"public\".\"users\" is switched off"),
+        "{status:?}"
+    );
+    run(&admin, "alter table public.users enable trigger tenantd_departure").await;
+    assert_eq!(program.run(&["status"]).await.code(), 0);
     let printed = program.run(&["setup", "--print-sql"]).await;
     let trigger = "create or replace trigger tenantd_departure after delete on \"public\".\"users\" referencing old table as removed";
     assert!(printed.stdout.contains(trigger), "{printed:?}");

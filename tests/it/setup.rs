@@ -110,18 +110,25 @@ async fn remove_takes_the_registry_and_leaves_the_tenants() {
     well(&program.run(&["setup"]).await);
     let key = database.sign_up("one@example.org").await;
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
+    let dropped = database.sign_up("gone@example.org").await;
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
+    assert_eq!(program.run(&["drop", &dropped, "--skip-backup", "--yes"]).await.code(), 0);
     let unasked = program.run(&["setup", "--remove"]).await;
     assert_eq!(unasked.code(), 2, "{unasked:?}");
     assert!(unasked.stderr.contains("hint: add --yes") && stands(&database, &key).await.is_some(), "{unasked:?}");
 
     let admin = database.superuser().await;
     let template: String = admin.query_one("select name from tenantd.template", &[]).await.expect("a template").get(0);
+    let aside: String = one(&admin, "select name from tenantd.dropped").await;
     let kept = format!("tenantd_template_{}", database.name());
     run(&admin, &format!("create database {kept}")).await;
     run(&admin, &format!("comment on database {kept} is 'mine'; insert into tenantd.template (name, migration_set, version, access, shape) values ('{kept}', 'a', 1, 'a', 'a')")).await;
     let removed = program.run(&["setup", "--remove", "--yes"]).await;
     let removed = well(&removed);
     assert!(removed.contains("1 database of templates and spares; the tenants' databases stay"), "{removed}");
+    let stays = format!("note: these were set aside in a time of grace and stay too, for you to drop: {aside}");
+    assert!(removed.trim_end().ends_with(&stays), "{removed}");
+    run(&admin, &format!("drop database {aside}")).await;
     assert_eq!(oid(&database, &template).await, None);
     assert!(oid(&database, &kept).await.is_some(), "what bears another marker stays");
     run(&admin, &format!("drop database {kept}")).await;

@@ -47,7 +47,7 @@ impl Plan {
     }
 }
 
-/// What would be recorded of `candidate`. `version`: what a database without a history has.
+/// What would be recorded of `candidate`; `None`: it is its tenant's already. `version`: what a database without a history has.
 ///
 /// # Errors
 /// Why it may not be adopted, with what to do.
@@ -56,7 +56,7 @@ pub(super) async fn plan(
     registry: &Registry,
     candidate: &Candidate,
     version: Option<i64>,
-) -> Result<Plan> {
+) -> Result<Option<Plan>> {
     let name = &candidate.name;
     let key = candidate.key.clone().ok_or_else(|| {
         Error::usage(format!("whose the database {name:?} is cannot be told from its name or marker"))
@@ -73,7 +73,9 @@ pub(super) async fn plan(
             .hint(format!("restore it under this name, or name another{or}"))
     })?;
     may_be_ours(registry, &key, &database)?;
-    may_be_the_tenants(&key, &database, tenant.as_ref())?;
+    if is_the_tenants(&key, &database, tenant.as_ref())? {
+        return Ok(None);
+    }
     let owner = given.config.tenant.owner.as_deref().unwrap_or_else(|| given.config.main.user());
     let (history, others) = look(given, &key, &database, owner).await?;
     let mut notes = notes(&database, owner);
@@ -83,12 +85,12 @@ pub(super) async fn plan(
     let (has, set) = of_history(&given.set, &history)?;
     let plan = Plan { key, database, tenant, version: has, set, baseline: false, notes };
     match (history.is_empty(), version) {
-        (false, _) | (true, Some(0)) => Ok(plan),
+        (false, _) | (true, Some(0)) => Ok(Some(plan)),
         (true, Some(version)) => {
             let set = given.set.up_to(version).filter(|set| set.newest_version() == version).ok_or_else(|| {
                 Error::usage(format!("there is no migration {version} in {}", given.set.source()))
             })?;
-            Ok(Plan { version: Some(version), set: Some(set), baseline: true, ..plan })
+            Ok(Some(Plan { version: Some(version), set: Some(set), baseline: true, ..plan }))
         }
         (true, None) => Err(Error::usage(format!("the database {name:?} has no history of migrations"))
             .hint("say with --version which migration it has already: those up to it are written down as applied; 0: it has none")),
@@ -133,27 +135,28 @@ fn is_marker(comment: &str) -> bool {
     words.next() == Some("tenantd") && words.next().is_some_and(|word| uuid::Uuid::try_parse(word).is_ok())
 }
 
-/// Whether the tenant may take it, and no other has it.
-fn may_be_the_tenants(key: &str, database: &Found, tenant: Option<&Outside>) -> Result<()> {
+/// Whether the tenant has it already.
+///
+/// # Errors
+/// Another tenant has it, or this one another database.
+fn is_the_tenants(key: &str, database: &Found, tenant: Option<&Outside>) -> Result<bool> {
     let name = &database.name;
     if let Some(other) = database.tenants.iter().find(|other| *other != key) {
         return Err(Error::usage(format!("the database {name:?} is tenant {other}'s")));
     }
-    let Some(tenant) = tenant else { return Ok(()) };
+    let Some(tenant) = tenant else { return Ok(false) };
     if tenant.state == State::Deleting {
         return Err(Error::usage(format!("tenant {key} is being deleted")).hint("`tenantd restore` takes it back"));
     }
     let own = tenant.database.as_ref().filter(|own| tenant.recorded_oid == Some(own.oid));
     match own {
-        Some(own) if own.oid == database.oid && own.ours => {
-            Err(Error::usage(format!("the database {name:?} is tenant {key}'s already")).hint("nothing is to be done"))
-        }
+        Some(own) if own.oid == database.oid && own.ours => Ok(true),
         Some(own) if own.oid != database.oid => {
             let has = tenant.name.as_deref().unwrap_or_default();
             Err(Error::usage(format!("tenant {key} has a database already, {has:?}"))
                 .hint("rename that out of the way first, if it is not the tenant's"))
         }
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }
 

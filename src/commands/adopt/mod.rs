@@ -76,6 +76,8 @@ pub struct Adopt {
 #[derive(Debug, Default)]
 struct Report {
     plans: Vec<Plan>,
+    /// Databases that are their tenants' already.
+    already: Vec<String>,
     /// Those that cannot be adopted, with why.
     refused: Vec<(Candidate, Error)>,
     /// Those that could not be, when it was tried: key, and why.
@@ -102,7 +104,8 @@ pub async fn run(given: &Given, arguments: &Adopt, out: &mut impl Write) -> Resu
     let mut report = Report { dry_run: arguments.dry_run, ..Report::default() };
     for candidate in choose::candidates(&registry, &given.config, arguments).await? {
         match judge::plan(given, &registry, &candidate, arguments.version).await {
-            Ok(plan) => report.plans.push(plan),
+            Ok(Some(plan)) => report.plans.push(plan),
+            Ok(None) => report.already.push(candidate.name),
             // The one that was asked for.
             Err(error) if arguments.key.is_some() => return Err(error),
             Err(error) => report.refused.push((candidate, error)),
@@ -174,6 +177,7 @@ fn object(report: &Report) -> Value {
         "cut_off": report.cut_off,
         "plans": report.plans.iter().map(plan).collect::<Vec<_>>(),
         "adopted": report.adopted,
+        "already": report.already,
         "refused": report.refused.iter().map(refused).collect::<Vec<_>>(),
         "failed": report.failed.iter().map(failed).collect::<Vec<_>>(),
     })

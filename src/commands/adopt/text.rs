@@ -13,7 +13,12 @@ pub(super) fn plans(report: &Report) -> String {
     for (candidate, error) in &report.refused {
         text.push_str(&refused(&candidate.name, error));
     }
-    if report.plans.is_empty() && report.refused.is_empty() {
+    match report.already.as_slice() {
+        [] => {}
+        [one] => text.push_str(&paragraph(&line(&format!("{one} is its tenant's already: nothing is to be done")), 0)),
+        several => text.push_str(&format!("{} databases are their tenants' already\n", several.len())),
+    }
+    if report.plans.is_empty() && report.refused.is_empty() && report.already.is_empty() {
         text.push_str("there is no database to adopt\n");
     }
     text

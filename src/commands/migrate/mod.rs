@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::doctor::{self, Check};
 use super::given::Given;
 use super::{ExitStatus, main_schema, progress, report};
 use crate::config::{Rollout, Share};
@@ -76,6 +77,7 @@ pub async fn run(given: Given, arguments: &Migrate, out: &mut impl Write) -> Res
     if arguments.dry_run {
         return foreseen::print(&given, &context, keys, out).await.map(Into::into);
     }
+    doctor::before(&given, &[Check::Writes, Check::Rights, Check::Connections]).await?;
     context.registry.retry_drifted().await?;
     let requests = Requests::of_process(&given.tasks)?;
     let run = Run { by_hand: true, stop: requests.stop.clone(), only: None };

@@ -159,16 +159,29 @@ impl Status<'_> {
                 ));
             }
         };
-        for (on, trigger) in &signup.triggers {
-            let enable = format!("As the table's owner: alter table {on} enable trigger tenantd_signup");
+        let (signups, departures) = (
+            (
+                "tenantd_signup",
+                "so only sweeps find its signups",
+                ["trigger_missing", "trigger_wrong", "trigger_disabled"],
+            ),
+            (
+                "tenantd_departure",
+                "so nobody follows its deleted users",
+                ["departure_trigger_missing", "departure_trigger_wrong", "departure_trigger_disabled"],
+            ),
+        );
+        let each = signup.triggers.iter().map(|one| (signups, one));
+        for ((name, so, words), (on, trigger)) in each.chain(signup.departures.iter().map(|one| (departures, one))) {
+            let enable = format!("As the table's owner: alter table {on} enable trigger {name}");
             let setup = "`tenantd setup` puts it right.".to_owned();
             let (word, how, advice) = match trigger {
                 Trigger::Right => continue,
-                Trigger::Missing => ("trigger_missing", "is missing", setup),
-                Trigger::Wrong => ("trigger_wrong", "is not the one it should be", setup),
-                Trigger::Disabled => ("trigger_disabled", "is switched off", enable),
+                Trigger::Missing => (words[0], "is missing", setup),
+                Trigger::Wrong => (words[1], "is not the one it should be", setup),
+                Trigger::Disabled => (words[2], "is switched off", enable),
             };
-            found.push(remark(word, format!("The trigger on {on} {how}, so only sweeps find its signups."), advice));
+            found.push(remark(word, format!("The trigger {name} on {on} {how}, {so}."), advice));
         }
         if signup.table.rows_hidden {
             found.push(remark(

@@ -122,12 +122,16 @@ fn signup(status: &Status<'_>) -> Value {
         Trigger::Wrong => "wrong",
     };
     match &status.signup {
-        Ok(Signup { table, triggers }) => {
-            let triggers = triggers.iter().map(|(on, trigger)| json!({ "table": on, "trigger": word(*trigger) }));
+        Ok(Signup { table, triggers, departures }) => {
+            let each = |triggers: &[(String, Trigger)]| {
+                let one = |(on, trigger): &(String, Trigger)| json!({ "table": on, "trigger": word(*trigger) });
+                triggers.iter().map(one).collect::<Vec<_>>()
+            };
             json!({
                 "table": table.name,
                 "id_column": table.id,
-                "triggers": triggers.collect::<Vec<_>>(),
+                "triggers": each(triggers),
+                "departure_triggers": each(departures),
                 "users_hidden": table.rows_hidden,
                 "error": null,
             })

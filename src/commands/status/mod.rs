@@ -13,14 +13,14 @@ use uuid::Uuid;
 use super::given::Given;
 use super::main_schema::{self, Reached};
 use super::{ExitStatus, output};
-use crate::config::Config;
+use crate::config::{Config, OnDelete};
 use crate::error::{Kind, Result};
 use crate::migrations::MigrationSet;
-use crate::registry::Registry;
 use crate::registry::fleet::{Fleet, VersionCount};
 use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table, Trigger};
 use crate::registry::sweep::Room;
+use crate::registry::{Registry, departure};
 
 /// Everything that status shows.
 struct Status<'a> {
@@ -44,6 +44,8 @@ struct Signup {
     table: Table,
     /// Each table that needs a trigger, with how that stands.
     triggers: Vec<(String, Trigger)>,
+    /// The same of the triggers that follow deleted users; none where these are not followed.
+    departures: Vec<(String, Trigger)>,
 }
 
 /// Writes how the fleet stands, as text or as one JSON object. Only reads; no tenant is connected to.
@@ -53,7 +55,8 @@ struct Signup {
 /// - a tenant is parked;
 /// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
 /// - the application's own schema contradicts its folder;
-/// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps;
+/// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps; the same of the
+///   trigger that follows deleted users;
 /// - tenants wait and no daemon is there, or one is there and nobody has worked on them for five minutes;
 /// - the brakes hold tenants back: `tenant.max` is reached, or `tenant.max_per_hour` while tenants wait;
 /// - somebody other than a daemon holds the doorbell's lock, or the server's queue of notifications is half full.
@@ -133,9 +136,12 @@ async fn read_signup(registry: &Registry, config: &Config) -> Result<Result<Sign
         Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => return Ok(Err(error)),
         Err(error) => return Err(error),
     };
-    let mut triggers = Vec::new();
+    let (mut triggers, mut departures) = (Vec::new(), Vec::new());
     for on in &table.triggers_on {
         triggers.push((on.clone(), signup::trigger(&session, on, table.by_row).await?));
+        if config.signup.on_delete == OnDelete::Drop {
+            departures.push((on.clone(), departure::trigger(&session, on, table.by_row).await?));
+        }
     }
-    Ok(Ok(Signup { table, triggers }))
+    Ok(Ok(Signup { table, triggers, departures }))
 }

@@ -169,7 +169,7 @@ fn signups(status: &Status<'_>) -> String {
         Trigger::Wrong => "wrong",
     };
     match &status.signup {
-        Ok(Signup { table, triggers }) => {
+        Ok(Signup { table, triggers, .. }) => {
             let all_right = triggers.iter().all(|(_, trigger)| *trigger == Trigger::Right);
             if all_right {
                 return format!("into {}, trigger in place", table.name);

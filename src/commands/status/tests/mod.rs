@@ -76,7 +76,7 @@ fn well<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
         registry: Uuid::nil(),
         fleet,
         room: Room { tenants: 120, last_hour: 3 },
-        signup: Ok(Signup { table, triggers }),
+        signup: Ok(Signup { table, triggers, departures: Vec::new() }),
         set,
         relations: Relations::default(),
         newer: 0,
@@ -158,6 +158,8 @@ fn troubled<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
         signup.table.rows_hidden = true;
         signup.triggers =
             vec![("public.users".to_owned(), Trigger::Disabled), ("public.staff".to_owned(), Trigger::Missing)];
+        signup.departures =
+            vec![("public.users".to_owned(), Trigger::Right), ("public.staff".to_owned(), Trigger::Missing)];
     }
     status.relations.newer = vec!["newer".to_owned()];
     status.newer = 3;
@@ -268,19 +270,21 @@ Needs a person:
    Put the files back as they were applied, and make each change a new migration.
 4. 3 tenants have migrations that this tenantd does not carry; it leaves them alone.
    Run the tenantd, or name the folder, that carries them.
-5. The trigger on public.users is switched off, so only sweeps find its signups.
+5. The trigger tenantd_signup on public.users is switched off, so only sweeps find its signups.
    As the table's owner: alter table public.users enable trigger tenantd_signup
-6. The trigger on public.staff is missing, so only sweeps find its signups.
+6. The trigger tenantd_signup on public.staff is missing, so only sweeps find its signups.
    `tenantd setup` puts it right.
-7. Row level security hides users of public.users from tenantd, so no sweep finds one that the
+7. The trigger tenantd_departure on public.staff is missing, so nobody follows its deleted users.
+   `tenantd setup` puts it right.
+8. Row level security hides users of public.users from tenantd, so no sweep finds one that the
    trigger missed.
    As an administrator: alter role "tenantd" bypassrls
-8. Role "Mallory" (psql, pid 77) holds the doorbell's lock and is no daemon: every signup has to
+9. Role "Mallory" (psql, pid 77) holds the doorbell's lock and is no daemon: every signup has to
    ring, which slows a crowd of them.
    Let it end by itself, or as an administrator: select pg_terminate_backend(77)
-9. The server's queue of notifications is 62 % full: some session listens and does not read.
-   End the oldest that is idle in a transaction: select pid, usename, xact_start from
-   pg_stat_activity where state like 'idle in%' order by xact_start
+10. The server's queue of notifications is 62 % full: some session listens and does not read.
+    End the oldest that is idle in a transaction: select pid, usename, xact_start from
+    pg_stat_activity where state like 'idle in%' order by xact_start
 "#;
 
 #[test]
