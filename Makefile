@@ -5,13 +5,17 @@
 # Where rustup puts cargo, for shells that have not read its settings yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: test demo bench bench-quick needs
+.PHONY: test test-long demo bench bench-quick needs
 
 test: needs
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+# Each fault as often as docs/faults.md says.
+test-long: needs
+	TENANTD_TEST_LONG=1 cargo test --locked --test it
 
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo

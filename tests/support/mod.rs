@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod certificates;
+pub mod count;
 pub mod daemon;
 pub mod database;
 pub mod directory;
