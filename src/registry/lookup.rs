@@ -2,7 +2,6 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-use super::tenants::TENANTS;
 use super::{Registry, field};
 use crate::error::{Error, Result};
 use crate::tenant::{State, Work};
@@ -109,6 +108,17 @@ fn beginning(word: &str) -> String {
     word.chars().map(literally).collect::<String>() + "%"
 }
 
+/// Every tenant, as `t`. A deleted one that signed up again is what it is about to be.
+pub(super) const TENANTS: &str = "(
+    select key, name, state::text, work::text, attempt, failures, due_at, leased_until, leased_by, error_kind, error_text, error_sqlstate,
+           error_step, version, migrated_at, migration_set, database_oid, verified_at, cluster, created_at, ready_at
+    from tenantd.tenant o where state <> 'deleted' or not exists (select from tenantd.signup s where s.key = o.key)
+    union all
+    select key, null, 'requested', 'due', 0, 0, min(signed_up_at), null, null, null, null, null,
+           null, null, null, null, null, null, 'main', min(signed_up_at), null
+    from tenantd.signup s where not exists (select from tenantd.tenant o where o.key = s.key and o.state <> 'deleted') group by key
+) t";
+
 impl Registry {
     /// The keys of the tenants that `words` mean, in their order: each a key, a database's name, or the beginning of exactly one of them.
     /// Signups are taken in first, so that one of a moment ago is found.
@@ -187,6 +197,9 @@ impl Registry {
         let near: Vec<String> = near.into_iter().filter(|(like, _)| *like > 0.7).take(3).map(|(_, key)| key).collect();
         let error = Error::usage(format!("there is no tenant {word:?}"));
         Ok(match near.as_slice() {
+            [] if word.chars().count() < SHORTEST => error.hint(format!(
+                "a beginning means a tenant from {SHORTEST} letters on; `tenantd list` shows all of them"
+            )),
             [] => error.hint("`tenantd list` shows all of them"),
             near => error.hint(format!("the nearest: {}", near.join(", "))),
         })
