@@ -29,7 +29,7 @@ enum Way {
     Unseen,
     /// This statement of the superuser's about a tenant that stands; `{name}` is its database, `{key}` its key.
     Damage(&'static str),
-    /// This one about templates or spares, whose keeper looks after them when somebody signs up.
+    /// This one about templates or spares, whose keeper looks after them at a SIGHUP.
     OfKeeper(&'static str),
     /// As `Damage`, and this one in the tenant's own database.
     DamageInside(&'static str, &'static str),
@@ -128,7 +128,7 @@ async fn one_daemon(cases: &[Case], spares: i64, small: usize) {
         .setting("sweep.every", "1s")
         .setting("spares.min", &spares.to_string())
         .setting("spares.max", &spares.to_string());
-    let daemon = used_to_losses(program.start());
+    let mut daemon = used_to_losses(program.start());
     daemon.wait_for_line("tenantd is at work", SOON).await;
     let key = database.sign_up("stands@example.org").await;
     let number = if is_long() { cases.len() } else { small };
@@ -138,6 +138,9 @@ async fn one_daemon(cases: &[Case], spares: i64, small: usize) {
         proxy.set(Mode::LoseAnswer(statement));
         for _ in 0..10 {
             lead(&database, *way, &key).await;
+            if matches!(way, Way::OfKeeper(_)) {
+                daemon.hang_up();
+            }
             // Where a sweep was quicker than the intake, or the other way round, once more.
             let lost = until("an answer is lost", SOON, async || proxy.lost() == nth + 1);
             if tokio::time::timeout(Duration::from_secs(6), lost).await.is_ok() {
@@ -169,11 +172,7 @@ async fn lead(database: &TestDatabase, way: Way, key: &str) {
             let insert = format!("insert into public.users (email) values ('{}')", email());
             execute(database, &format!("set session_replication_role = replica; {insert}")).await;
         }
-        Way::Damage(damage) => execute(database, &filled(damage)).await,
-        Way::OfKeeper(damage) => {
-            execute(database, damage).await;
-            database.sign_up(&email()).await;
-        }
+        Way::Damage(damage) | Way::OfKeeper(damage) => execute(database, &filled(damage)).await,
         Way::DamageInside(damage, inside) => {
             database.tenant_superuser(&name).await.batch_execute(inside).await.expect("damage it");
             execute(database, &filled(damage)).await;

@@ -28,6 +28,7 @@ mod going_back;
 mod half_open;
 mod harness;
 mod holding;
+mod libpq;
 pub mod life;
 #[cfg(debug_assertions)]
 mod life_crashes;

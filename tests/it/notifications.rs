@@ -9,6 +9,7 @@ use crate::support::count::times;
 use crate::support::database::{STRANGER_PASSWORD, TestDatabase};
 use crate::support::process::tell;
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::server::{Stop, TestServer};
 use crate::support::until::until;
 
 /// A tenth of the time that the poll would take.
@@ -104,5 +105,58 @@ async fn a_flood_is_drained_and_causes_nothing() {
     assert_eq!(tenants, i64::try_from(committed.len()).expect("few"), "one for each signup, and no other");
     assert!(daemon.terminate().await.success());
     drop((crowd, stranger));
+    database.finish().await;
+}
+
+/// Goal: a queue of notifications that somebody keeps from being emptied is seen in the metrics before it harms anybody, and no signup fails or waits for
+/// it. Method: a session that listens and stays in a transaction, and notifications as long as they may be. Before Postgres 17 the queue holds 8 GB, so
+/// that a small part has to do; from then on it can be made small, is filled by half, and signups stop ringing.
+#[tokio::test]
+async fn a_queue_that_fills_up_is_told() {
+    let server = TestServer::builder().setting("max_prepared_transactions", "0").start();
+    let admin = server.superuser("postgres").await;
+    let version: i32 = one(&admin, "select current_setting('server_version_num')::int").await;
+    let (full, small) = if version < 170_000 { (0.0002, false) } else { (0.5, true) };
+    if small {
+        admin.batch_execute("alter system set max_notify_queue_pages = 64").await.expect("a small queue");
+        drop(admin);
+        server.restart(Stop::Fast);
+    }
+    let database = TestDatabase::on(&server).await;
+    let crowd = Crowd::new(&database).await;
+    let pages = Pages::reserve();
+    let program = crowd.deaf_without_bell().setting("signup.poll", "2s").setting("http.listen", &pages.listen());
+    let daemon = crowd.start(&program).await;
+    until("the bell is armed", SOON, async || crowd.armed().await == 1).await;
+    let laggard = database.superuser().await;
+    for statement in ["listen anything", "begin"] {
+        laggard.batch_execute(statement).await.expect("listen, and do not read");
+    }
+    let usage = "select pg_notification_queue_usage()";
+    until("the queue fills up", SOON, async || {
+        crowd.eye.batch_execute("select pg_notify('anything', repeat('x', 7900))").await.expect("notify");
+        one::<f64>(&crowd.eye, usage).await >= full
+    })
+    .await;
+    until("the metric tells", SOON, async || pages.metric("tenantd_notification_queue_ratio").await >= full).await;
+    let (app, rings) = (database.app().await, pages.metric("tenantd_rings_total").await);
+    for _ in 0..3 {
+        until("the bell is armed", SOON, async || crowd.armed().await == 1).await;
+        let signup = crowd.sign_up(&app).await;
+        all_within(Duration::from_secs(5), &crowd.waits(&[signup]).await);
+    }
+    if small {
+        assert!(pages.metric("tenantd_rings_total").await <= rings, "nobody rings into a queue that is half full");
+        let status = program.run(&["status"]).await;
+        assert!(status.code() == 1 && status.stdout.contains("queue of notifications"), "{status:?}");
+    }
+    laggard.batch_execute("rollback").await.expect("it reads again");
+    until("the queue is empty again", SOON, async || {
+        crowd.eye.batch_execute("select pg_notify('anything', repeat('x', 7900))").await.expect("notify");
+        one::<f64>(&crowd.eye, usage).await < full / 2.0
+    })
+    .await;
+    assert!(daemon.terminate().await.success());
+    drop((crowd, app, laggard));
     database.finish().await;
 }

@@ -12,6 +12,7 @@ use tenantd::error::Kind;
 
 use crate::connect::server;
 use crate::fleet::row;
+use crate::pages::Pages;
 use crate::support::certificates::{Authority, Certificate, Validity, bundle, self_signed};
 use crate::support::count::times;
 use crate::support::daemon::{Daemon, Program};
@@ -122,7 +123,9 @@ async fn a_bundle_is_rotated_under_a_running_daemon() {
     let with = [without.clone(), vec![own]].concat();
     bundle(&file, &with);
     let url = database.url().replace(&own.display().to_string(), &file.display().to_string());
-    let daemon = Program::for_database(&database).setting("main.url", &url).start();
+    let pages = Pages::reserve();
+    let program = Program::for_database(&database).setting("main.url", &url).setting("http.listen", &pages.listen());
+    let daemon = program.start();
     let said = ["the registry cannot be read", "the doorbell is not heard", "the server fails", "the sweep could not"];
     let daemon = said.into_iter().fold(daemon, Daemon::allow);
     daemon.wait_for_line("tenantd is at work", SOON).await;
@@ -134,7 +137,7 @@ async fn a_bundle_is_rotated_under_a_running_daemon() {
                where datname = current_database() and application_name like 'tenantd:daemon %'";
     let eye = database.superuser().await;
     assert!(eye.query_one(end, &[]).await.expect("end them").get::<_, i64>(0) > 0);
-    daemon.wait_for_line("certificate", SOON).await;
+    until("readiness says why", SOON, async || pages.ready_is(503, "certificate").await).await;
     let key = database.sign_up("meanwhile@example.org").await;
     bundle(&file, &with);
     until("its tenant is ready", SOON, async || row(&database, &key).await["state"] == "ready").await;
