@@ -28,6 +28,10 @@ pub(super) enum Way {
     Tls,
 }
 
+/// Whether the session is ours alone. A setting of our own that is asked for at login is in force in every session with Postgres itself; a pooler
+/// that shares its connections out lets us in only where it leaves that out.
+pub(super) const IS_OWN: &str = "select pg_catalog.current_setting('tenantd.session', true)";
+
 /// What one try needs.
 pub(super) struct Attempt<'a> {
     pub(super) connection: &'a Connection,
@@ -75,14 +79,17 @@ impl Attempt<'_> {
                 "tenantd waits for it to take writes; write all hosts of the cluster into main.url and it finds the one that does",
             ));
         }
-        // Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them.
-        if self.main && standing.version >= 14 {
-            session
-                .batch_execute("set idle_session_timeout = 0")
-                .await
-                .doing(|| "set idle_session_timeout".to_owned())?;
-        }
-        Ok(session)
+        if self.main { self.prepare(session, standing.version).await } else { Ok(session) }
+    }
+
+    /// Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them. And whether they are sessions at all.
+    async fn prepare(&self, session: Session, version: u32) -> Result<Session> {
+        let forever = if version >= 14 { "set idle_session_timeout = 0; " } else { "" };
+        let answer = session.simple_query(&format!("{forever}{IS_OWN}")).await;
+        let answer = answer.doing(|| "prepare a session on the main database".to_owned())?;
+        let own =
+            |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on"));
+        Ok(if answer.iter().any(own) { session } else { session.shared() })
     }
 
     /// A tenant that was made read-only by a setting is that tenant's matter; on the main database it ends all work.
@@ -146,23 +153,26 @@ impl Attempt<'_> {
             "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c default_transaction_isolation=read\\ committed -c row_security=off"
                 .to_owned()
         });
+        let own = Some("-c tenantd.session=on".to_owned());
         let options =
-            [ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+            [own, ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
         if !options.is_empty() {
             config.options(options);
         }
         config
     }
 
-    /// The server's side of the keepalives: without them it holds a dead daemon's locks for two hours.
+    /// The server's side of the keepalives: without them it holds a dead daemon's locks for two hours. They are not sent while something waits to be
+    /// acknowledged, a notification say; for that it has a time of its own, which would else be a quarter of an hour.
     fn server_keepalives(&self) -> Option<String> {
         let keepalive = self.connection.keepalive;
         (keepalive.enabled && self.address.is_some()).then(|| {
             format!(
-                "-c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={}",
+                "-c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={} -c tcp_user_timeout={}",
                 keepalive.idle.as_secs(),
                 keepalive.interval.as_secs(),
-                keepalive.count
+                keepalive.count,
+                keepalive.user_timeout.as_millis()
             )
         })
     }

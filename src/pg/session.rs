@@ -37,6 +37,7 @@ pub struct Session {
     closing: DropGuard,
     /// Cancelled when the connection has ended, for whatever reason.
     ended: CancellationToken,
+    shared: bool,
 }
 
 /// Notifications in the order they came, as (channel, payload).
@@ -77,7 +78,26 @@ impl Session {
                 tracing::debug!(error = error.chain(), "a statement that was broken off goes on in the server");
             }
         };
-        Session { client, tls, connection: tasks.spawn("connection", driven), closing: closing.drop_guard(), ended }
+        Session {
+            client,
+            tls,
+            connection: tasks.spawn("connection", driven),
+            closing: closing.drop_guard(),
+            ended,
+            shared: false,
+        }
+    }
+
+    /// The same, known to be shared.
+    pub(super) fn shared(self) -> Session {
+        Session { shared: true, ..self }
+    }
+
+    /// Whether a pooler stands between us and the server and gives its connections to others between our transactions: then LISTEN, SET and locks
+    /// of a session reach somebody else's, and stay there. Known of sessions on the main database.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// Returns when the connection has ended, whoever ended it.

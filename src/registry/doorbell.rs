@@ -54,9 +54,12 @@ impl Doorbell {
     /// What rang before is lost: look at the registry afterwards.
     ///
     /// # Errors
-    /// The main database cannot be reached, or does not let us LISTEN.
+    /// The main database cannot be reached, or does not let us LISTEN; or a pooler is in between, behind which LISTEN would be somebody else's.
     pub async fn open(server: &Server, application_name: &str, rings: Arc<Notify>, tasks: &Tasks) -> Result<Doorbell> {
         let (listening, notifications) = server.connect_listening(application_name).await?;
+        if listening.is_shared() {
+            return Err(pooled());
+        }
         in_time(&format!("listen on channel {CHANNEL}"), listening.batch_execute(&format!("listen {CHANNEL}"))).await?;
         let lock = server.connect(None, application_name).await?;
         let ping = server.connect(None, application_name).await?;
@@ -166,6 +169,16 @@ impl Doorbell {
             () = self.fallen() => Err(Error::new(Kind::Unreachable, "a connection of the doorbell ended, or it was given up")),
         }
     }
+}
+
+/// Why nothing that lasts longer than a transaction can be had.
+#[must_use]
+pub fn pooled() -> Error {
+    Error::new(
+        Kind::Unreachable,
+        "a pooler between tenantd and the server shares its connections out: LISTEN, and whatever else belongs to a session, does not last there",
+    )
+    .hint("main.url must reach the server directly, or a pool in session mode that lets the startup parameter options through")
 }
 
 /// For what the server answers at once, if it answers at all.

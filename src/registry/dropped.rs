@@ -11,7 +11,7 @@ use tokio_postgres::{Row, Transaction};
 use super::claim::{Claim, damaged, fenced};
 use super::events::What;
 use super::hand_over::RENAME_TIMEOUT;
-use super::{Registry, field};
+use super::{Registry, field, locks};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::{Doing, PooledSession, Session, admin, quote};
@@ -328,9 +328,7 @@ impl Registry {
     /// The main database cannot be reached.
     pub async fn lock_purges(&self) -> Result<Option<Session>> {
         let session = self.session().await?.discard();
-        let row = session.query_typed_one("select pg_try_advisory_lock(20250, 3) as locked", &[]).await;
-        let locked: bool = field(&row.doing(|| "lock the purge".to_owned())?, "locked")?;
-        Ok(if locked { Some(session) } else { None })
+        Ok(locks::hold(&session, 3, "the purge").await?.then_some(session))
     }
 
     /// Begins a fenced transaction about the database `name`, in which no rename waits for long.

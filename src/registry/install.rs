@@ -5,11 +5,11 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
 use super::signup::{self, Function, Table, Trigger};
-use super::{Registry, Worker, departure, field, grants, parts, schema};
+use super::{Registry, Worker, departure, field, grants, locks, parts, schema};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, admin, migrate};
+use crate::pg::{Doing, Executor, History, Server, Session, admin, migrate};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,9 @@ impl Registry {
         let mut session = server.connect(None, &worker.application_name).await?;
         let mut changes = Vec::new();
         let mut notes = Vec::new();
-        lock_installation(&session).await?;
+        // Behind a pooler the lock takes a session of its own.
+        let more = if session.is_shared() { Some(server.connect(None, &worker.application_name).await?) } else { None };
+        lock_installation(more.as_ref().unwrap_or(&session)).await?;
         let table = signup::inspect(&session, &config.signup).await?;
         grants::check_roles(&session, config, &mut notes).await?;
         schema::make(&session, &mut changes).await?;
@@ -85,7 +87,7 @@ impl Registry {
             backfill(&session, &mut changes).await?;
         }
         count_held(&session, config, &mut notes).await?;
-        session.close().await;
+        close(session, more).await;
         Ok((worker.registry(server, identity.id)?, Installed { table, notify, changes, notes }))
     }
 
@@ -96,6 +98,7 @@ impl Registry {
     pub async fn mend(&self, config: &Config) -> Result<Installed> {
         // A session of its own, closed on every exit: it holds the lock of the installation.
         let session = self.session().await?.discard();
+        let more = if session.is_shared() { Some(self.session().await?.discard()) } else { None };
         let identity = identity::read(&session).await?.filter(|identity| identity.id == self.id).ok_or_else(|| {
             Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
                 "restart tenantd: it installs the registry anew and holds the users until `tenantd setup --backfill`",
@@ -106,7 +109,7 @@ impl Registry {
         let table = signup::inspect(&session, &config.signup).await?;
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
-        if try_lock_installation(&session).await? && !is_newer(&session).await? {
+        if try_lock_installation(more.as_ref().unwrap_or(&session)).await? && !is_newer(&session).await? {
             put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
             changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
             if !identity.users_held {
@@ -115,7 +118,7 @@ impl Registry {
             grants::check_roles(&session, config, &mut notes).await?;
             grants::grant(&session, config, &mut changes, &mut notes).await?;
         }
-        session.close().await;
+        close(session, more).await;
         Ok(Installed { table, notify, changes, notes })
     }
 
@@ -207,18 +210,21 @@ async fn is_newer(client: &Client) -> Result<bool> {
     field(&row, "newer")
 }
 
-async fn try_lock_installation(client: &Client) -> Result<bool> {
-    let row = client
-        .query_typed_one("select pg_try_advisory_lock(20250, 2) as locked", &[])
-        .await
-        .doing(|| "lock the installation".to_owned())?;
-    field(&row, "locked")
+async fn close(session: Session, more: Option<Session>) {
+    session.close().await;
+    if let Some(more) = more {
+        more.close().await;
+    }
+}
+
+async fn try_lock_installation(session: &Session) -> Result<bool> {
+    locks::hold(session, 2, "the installation").await
 }
 
 /// One installation at a time. The lock ends with the session; it is tried for, never waited for.
-async fn lock_installation(client: &Client) -> Result<()> {
+async fn lock_installation(session: &Session) -> Result<()> {
     for _ in 0..600 {
-        if try_lock_installation(client).await? {
+        if try_lock_installation(session).await? {
             return Ok(());
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

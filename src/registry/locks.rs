@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::events::What;
 use super::{Registry, field};
 use crate::error::Result;
+use crate::pg::{Doing, Session};
 
 /// A lease that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,29 @@ and (l.objsubid = 2 and d.datname = current_database() and l.classid = 20250 and
         and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tenantd.migrate:public', 0))
 and ($1::text is null or t.key = $1)
 order by 1";
+
+/// Tries for the lock (20250, `number`) of the main database, which the session has then until it is closed. Nobody waits in the server.
+///
+/// Behind a pooler a session's lock would stay with a connection that others use; there a transaction has it, which stays open and so keeps its
+/// connection: such a session is good for nothing else.
+///
+/// # Errors
+/// The main database cannot be reached.
+pub(super) async fn hold(session: &Session, number: i32, what: &str) -> Result<bool> {
+    let doing = || format!("lock {what}");
+    let mut function = "pg_try_advisory_lock";
+    if session.is_shared() {
+        let begin = "begin; set local idle_in_transaction_session_timeout = 0";
+        session.batch_execute(begin).await.doing(doing)?;
+        function = "pg_try_advisory_xact_lock";
+    }
+    let row = session.query_typed_one(&format!("select {function}(20250, {number}) as locked"), &[]).await;
+    let locked: bool = field(&row.doing(doing)?, "locked")?;
+    if session.is_shared() && !locked {
+        session.batch_execute("rollback").await.doing(doing)?;
+    }
+    Ok(locked)
+}
 
 impl Registry {
     /// The leases that have not ended: of the tenant `key`, or all.

@@ -81,6 +81,7 @@ async fn verify_full_connects_and_both_sides_keep_alive() {
         ("tcp_keepalives_idle", "15"),
         ("tcp_keepalives_interval", "5"),
         ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "20000"),
         ("idle_session_timeout", "0"),
     ] {
         assert_eq!(ask(&session, &format!("select current_setting('{setting}')")).await, value, "{setting}");

@@ -1,11 +1,13 @@
 //! The support itself: what it promises would otherwise fail unseen, as tests that cannot fail.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tenantd::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -14,7 +16,7 @@ use crate::support::certificates::{Authority, Validity, bundle};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::process::{self, Signal, spawn};
-use crate::support::proxy::{Mode, Proxy};
+use crate::support::proxy::{FROM, Mode, Proxy, Side};
 use crate::support::server::{Stop, TestServer};
 use crate::support::until::until;
 
@@ -202,12 +204,11 @@ async fn a_daemon_is_watched() {
     }
 }
 
-/// Goal: the network is as bad as asked. Method: an echo behind the proxy.
-#[tokio::test]
-async fn the_proxy_passes_delays_holds_and_cuts() {
+/// Something that answers with what it hears.
+async fn echo() -> (SocketAddr, Tasks) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let target = listener.local_addr().expect("its address");
-    let tasks = tenantd::tasks::Tasks::new();
+    let tasks = Tasks::new();
     let echoes = tasks.clone();
     tasks.spawn("echo", async move {
         while let Ok((mut socket, _)) = listener.accept().await {
@@ -217,24 +218,37 @@ async fn the_proxy_passes_delays_holds_and_cuts() {
             });
         }
     });
+    (target, tasks)
+}
+
+/// Long enough for what comes at once, and short for what never comes.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// What comes back for one byte.
+async fn answer(socket: &mut TcpStream, within: Duration) -> Option<u8> {
+    socket.write_all(b"x").await.expect("send");
+    tokio::time::timeout(within, socket.read_u8()).await.ok().map(|byte| byte.expect("not closed"))
+}
+
+/// Goal: the network is as bad as asked. Method: an echo behind the proxy.
+#[tokio::test]
+async fn the_proxy_passes_delays_holds_and_cuts() {
+    let (target, _echo) = echo().await;
     let proxy = Proxy::start(target).await;
     assert_eq!(proxy.url(&format!("x@{target}/y"), target), format!("x@{}/y", proxy.address()));
+    assert_eq!(proxy.plain_url(&format!("x@{target}/y?a=b")), format!("x@{}/y?sslmode=disable", proxy.address()));
     let mut socket = TcpStream::connect(proxy.address()).await.expect("connect");
-    let mut echo = async |within: Duration| {
-        socket.write_all(b"x").await.expect("send");
-        tokio::time::timeout(within, socket.read_u8()).await
-    };
-    assert_eq!(echo(SOON).await.expect("in time").expect("not closed"), b'x');
+    assert_eq!(answer(&mut socket, SOON).await, Some(b'x'));
 
     proxy.set(Mode::Delay(Duration::from_millis(50)));
     let start = std::time::Instant::now();
-    echo(SOON).await.expect("in time").expect("not closed");
+    assert_eq!(answer(&mut socket, SOON).await, Some(b'x'));
     assert!(start.elapsed() >= Duration::from_millis(100), "both ways");
 
     proxy.set(Mode::Hold);
-    assert!(echo(Duration::from_millis(100)).await.is_err(), "held, not closed");
+    assert_eq!(answer(&mut socket, MOMENT).await, None, "held, not closed");
     proxy.set(Mode::Pass);
-    assert_eq!(echo(SOON).await.expect("in time").expect("not closed"), b'x');
+    assert_eq!(tokio::time::timeout(SOON, socket.read_u8()).await.expect("in time").expect("not closed"), b'x');
 
     proxy.set(Mode::Cut);
     let mut rest = Vec::new();
@@ -245,4 +259,154 @@ async fn the_proxy_passes_delays_holds_and_cuts() {
         !matches!(socket.read(&mut [0]).await, Ok(1..))
     })
     .await;
+}
+
+/// Goal: what the proxy does not read fills up at the sender, so that it has to wait. Method: more than any buffer holds, into a proxy that
+/// holds; then all of it comes back.
+#[tokio::test]
+async fn a_proxy_that_holds_reads_nothing() {
+    let (target, _echo) = echo().await;
+    let proxy = Proxy::start(target).await;
+    let mut socket = TcpStream::connect(proxy.address()).await.expect("connect");
+    assert_eq!(answer(&mut socket, SOON).await, Some(b'x'));
+    proxy.set(Mode::Hold);
+    let (mut sent, piece) = (0, vec![b'y'; 64 * 1024]);
+    while let Ok(written) = tokio::time::timeout(MOMENT, socket.write(&piece)).await {
+        sent += written.expect("not closed");
+        assert!(sent < 64 * 1024 * 1024, "somebody reads");
+    }
+    proxy.set(Mode::Pass);
+    let mut back = vec![0; sent];
+    tokio::time::timeout(SOON, socket.read_exact(&mut back)).await.expect("in time").expect("all of it");
+}
+
+/// Goal: a reset is one, for both ends. Method: the echo's end sees it as ours does.
+#[tokio::test]
+async fn the_proxy_resets() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let proxy = Proxy::start(listener.local_addr().expect("its address")).await;
+    let mut client = TcpStream::connect(proxy.address()).await.expect("connect");
+    client.write_all(b"x").await.expect("send");
+    let (mut server, from) = listener.accept().await.expect("carried on");
+    assert_eq!(from.ip(), FROM, "so that the server knows a proxy");
+    assert_eq!(server.read_u8().await.expect("a byte"), b'x');
+    proxy.set(Mode::Reset);
+    for end in [&mut client, &mut server] {
+        let read = tokio::time::timeout(SOON, end.read_u8()).await.expect("in time");
+        assert_eq!(read.expect_err("an end").kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+/// Goal: of a half-open connection one direction is dead, and stays so; new connections are sound afterwards. Method: either direction.
+#[tokio::test]
+async fn the_proxy_loses_one_direction() {
+    for side in [Side::Client, Side::Server] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let proxy = Proxy::start(listener.local_addr().expect("its address")).await;
+        let mut client = TcpStream::connect(proxy.address()).await.expect("connect");
+        client.write_all(b"x").await.expect("send");
+        let (mut server, _) = listener.accept().await.expect("carried on");
+        assert_eq!(server.read_u8().await.expect("a byte"), b'x');
+        proxy.set(Mode::Lose(side));
+        client.write_all(b"1").await.expect("send");
+        let lost = side == Side::Client;
+        assert_eq!(tokio::time::timeout(MOMENT, server.read_u8()).await.is_err(), lost, "{side:?}");
+        server.write_all(b"2").await.expect("send");
+        let lost = side == Side::Server;
+        assert_eq!(tokio::time::timeout(MOMENT, client.read_u8()).await.is_err(), lost, "{side:?}");
+        proxy.set(Mode::Pass);
+        let (from, to) = if lost { (&mut server, &mut client) } else { (&mut client, &mut server) };
+        from.write_all(b"3").await.expect("send");
+        assert!(tokio::time::timeout(MOMENT, to.read_u8()).await.is_err(), "{side:?}: it stays dead");
+    }
+}
+
+/// Goal: whoever asks for TLS is told that there is none, and what they say then is kept, and goes on. Method: an echo that would hear it.
+#[tokio::test]
+async fn the_proxy_strips_tls() {
+    let (target, _echo) = echo().await;
+    let proxy = Proxy::start(target).await;
+    let question = [0, 0, 0, 8, 4, 210, 22, 47];
+    let ask = async || {
+        let mut socket = TcpStream::connect(proxy.address()).await.expect("connect");
+        socket.write_all(&question).await.expect("send");
+        let answer = tokio::time::timeout(SOON, socket.read_u8()).await.expect("in time").expect("an answer");
+        (socket, answer)
+    };
+    assert_eq!(ask().await.1, 0, "as it was said");
+    proxy.set(Mode::NoTls);
+    let (mut socket, said) = ask().await;
+    assert_eq!((said, proxy.heard()), (b'N', vec![]));
+    socket.write_all(b"secret").await.expect("send");
+    let mut back = [0; 6];
+    tokio::time::timeout(SOON, socket.read_exact(&mut back)).await.expect("in time").expect("carried on");
+    assert_eq!((&back, proxy.heard().as_slice()), (b"secret", b"secret".as_slice()));
+}
+
+/// Goal: notifications are missed or doubled as asked, and nothing else is. Method: one that listens through the proxy; a ring and a ping each time.
+#[tokio::test]
+async fn the_proxy_sorts_notifications() {
+    let database = TestDatabase::new().await;
+    let proxy = Proxy::start(database.server().address()).await;
+    let through = crate::connect::server(&proxy.plain_url(&database.url()), &[], |_| ());
+    let (session, mut heard) = through.connect_listening("test").await.expect("connect without TLS, as proxies may");
+    session.batch_execute("listen bell; listen done").await.expect("listen");
+    for (mode, rings, pings) in [
+        (Mode::Pass, 1, 1),
+        (Mode::Rings(0), 0, 1),
+        (Mode::Rings(3), 3, 1),
+        (Mode::NoNotifications, 0, 0),
+        (Mode::Pass, 1, 1),
+    ] {
+        proxy.set(mode);
+        session.batch_execute("notify bell; notify bell, 'ping'").await.expect("notify");
+        proxy.set(Mode::Pass);
+        session.batch_execute("notify done, 'x'").await.expect("notify");
+        let mut count = (0, 0);
+        loop {
+            let (channel, payload) = heard.recv().await.expect("the session stands");
+            match (channel.as_str(), payload.as_str()) {
+                ("done", _) => break,
+                (_, "") => count.0 += 1,
+                _ => count.1 += 1,
+            }
+        }
+        assert_eq!(count, (rings, pings), "{mode:?}");
+    }
+    session.close().await;
+    drop(proxy);
+    database.finish().await;
+}
+
+/// Goal: a lost answer is that of a statement that was carried out, of no other, and once. Method: one that fails, one that finds nothing, one in a
+/// transaction that rolls back; then one that does something, alone and in a transaction; what the table holds tells.
+#[tokio::test]
+async fn the_proxy_loses_an_answer() {
+    let database = TestDatabase::new().await;
+    let proxy = Proxy::start(database.server().address()).await;
+    let eye = database.superuser().await;
+    eye.batch_execute("create table tenantd.probe (id int unique)").await.expect("a table");
+    eye.batch_execute("alter table tenantd.probe owner to tenantd").await.expect("its owner");
+    let through = crate::connect::server(&proxy.plain_url(&database.url()), &[], |_| ());
+    proxy.set(Mode::LoseAnswer("into tenantd.probe"));
+    let session = through.connect(None, "test").await.expect("connect");
+    session.batch_execute("insert into tenantd.probe select 1 where false").await.expect("nothing to do");
+    session.batch_execute("insert into tenantd.probe select 1/0").await.expect_err("the server's own answer");
+    session.batch_execute("begin; insert into tenantd.probe values (1)").await.expect("not committed");
+    session.batch_execute("rollback").await.expect("rolled back");
+    assert_eq!(proxy.lost(), 0);
+    session.batch_execute("insert into tenantd.probe values (2)").await.expect_err("lost");
+    assert!(proxy.lost() == 1 && session.is_closed());
+    let mut session = through.connect(None, "test").await.expect("connect");
+    session.batch_execute("insert into tenantd.probe values (3)").await.expect("once only");
+    proxy.set(Mode::LoseAnswer("into tenantd.probe"));
+    let transaction = session.transaction().await.expect("begin");
+    let sent = transaction.execute_typed("insert into tenantd.probe values (4)", &[]).await;
+    assert_eq!(sent.expect("not committed yet"), 1);
+    transaction.commit().await.expect_err("lost");
+    assert_eq!(proxy.lost(), 2);
+    let rows = eye.query("select id from tenantd.probe order by id", &[]).await.expect("look");
+    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [2, 3, 4]);
+    drop((proxy, eye, session));
+    database.finish().await;
 }

@@ -87,6 +87,17 @@ pub fn bundle(path: &Path, roots: &[&Path]) {
     fs::write(path, parts.concat()).expect("write the bundle");
 }
 
+/// A server's certificate for `names` that nobody signed but itself.
+#[must_use]
+pub fn self_signed(directory: &Path, name: &str, names: &[&str]) -> Certificate {
+    let made = paths(directory, name);
+    fs::write(directory.join("openssl.cnf"), CONFIG).expect("write openssl.cnf");
+    let mut command = request(directory, name, &made.key);
+    command.args(["-x509", "-days", "3650", "-addext", &format!("subjectAltName = {}", names.join(", "))]);
+    run(command.args(["-addext", "extendedKeyUsage = serverAuth", "-out"]).arg(&made.certificate));
+    made
+}
+
 fn paths(directory: &Path, name: &str) -> Certificate {
     Certificate { certificate: directory.join(format!("{name}.crt")), key: directory.join(format!("{name}.key")) }
 }

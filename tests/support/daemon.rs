@@ -104,6 +104,13 @@ impl Program {
         self.start_with(&[])
     }
 
+    /// Starts the daemon by another program, which takes these arguments and then a command that it becomes.
+    #[must_use]
+    pub fn start_under(&self, path: &str, arguments: &[&str]) -> Daemon {
+        let daemon = self.path.display().to_string();
+        Self { path: path.into(), ..self.clone() }.start_with(&[arguments, &[&daemon]].concat())
+    }
+
     /// Starts the program with `arguments` and does not wait for its end.
     #[must_use]
     pub fn start_with(&self, arguments: &[&str]) -> Daemon {

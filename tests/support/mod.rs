@@ -11,6 +11,8 @@ pub mod daemon;
 pub mod database;
 pub mod directory;
 pub mod listening;
+pub mod namespace;
+pub mod pooler;
 pub mod process;
 pub mod proxy;
 pub mod server;

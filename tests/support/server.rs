@@ -23,8 +23,9 @@ use super::until::INTERVAL;
 /// How long a server may take to start or stop; generous, since a busy machine is no failure.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// TCP only with TLS and a password; the superuser comes in through the socket in the server's own directory.
-const HOST_RULE: &str = "hostssl all all 127.0.0.1/32 scram-sha-256";
+/// TCP only with TLS and a password; the superuser comes in through the socket in the server's own directory. Proxies, which come from an address
+/// of their own, need no TLS, so that they can read messages.
+const HOST_RULE: &str = "hostssl all all 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.2/32 scram-sha-256";
 
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct TestServer {
 #[derive(Debug)]
 pub struct Builder {
     tls: bool,
-    names: Vec<&'static str>,
+    names: Vec<String>,
     validity: Validity,
     host_rule: String,
     settings: Vec<(String, String)>,
@@ -73,8 +74,8 @@ impl Builder {
 
     /// The certificate is for `names` (`IP:…`, `DNS:…`) and of this validity; otherwise for 127.0.0.1 and localhost, valid.
     #[must_use]
-    pub fn certificate(mut self, names: &[&'static str], validity: Validity) -> Self {
-        self.names = names.to_vec();
+    pub fn certificate(mut self, names: &[&str], validity: Validity) -> Self {
+        self.names = names.iter().map(|name| (*name).to_owned()).collect();
         self.validity = validity;
         self
     }
@@ -103,7 +104,8 @@ impl Builder {
         let directory = Directory::make();
         let path = directory.path();
         let authority = Authority::new(path, "authority");
-        let server = authority.server("server", &self.names, self.validity);
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let server = authority.server("server", &names, self.validity);
         let made = TestServer {
             programs: programs(),
             user,
@@ -136,7 +138,7 @@ impl TestServer {
     pub fn builder() -> Builder {
         Builder {
             tls: true,
-            names: vec!["IP:127.0.0.1", "DNS:localhost"],
+            names: vec!["IP:127.0.0.1".into(), "DNS:localhost".into()],
             validity: Validity::Valid,
             host_rule: HOST_RULE.into(),
             settings: Vec::new(),
@@ -259,7 +261,7 @@ impl TestServer {
         command
     }
 
-    fn own(&self, path: &Path) {
+    pub(super) fn own(&self, path: &Path) {
         if let Some(user) = &self.user {
             run(Command::new("chown").arg("-R").arg(format!("{user}:")).arg(path));
         }

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::{Server, Session, admin};
 use crate::provision::scratch::{self, Scratch};
 use crate::registry::doctor::{self, Facts};
-use crate::registry::doorbell::Doorbell;
+use crate::registry::doorbell::{self, Doorbell};
 use crate::registry::templates::Template;
 use crate::registry::{Registry, Worker, grants, identity, parts, schema, signup};
 use crate::tasks::Tasks;
@@ -201,6 +201,9 @@ impl Patient<'_> {
     /// Whether a notification of our own is heard, and the session belongs to us alone.
     async fn listen(&self, session: &Session) -> Result<Diagnosis> {
         let advice = "main.url must reach the server directly, not through a pooler that shares its connections out";
+        if session.is_shared() {
+            return Ok(Diagnosis::of(Check::Listen, Verdict::Wrong, &doorbell::pooled()));
+        }
         let first = doctor::backend(session).await?;
         for _ in 1..ASKED_FOR_PROCESS {
             if doctor::backend(session).await? != first {

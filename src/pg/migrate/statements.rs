@@ -9,11 +9,12 @@ use tokio_postgres::Client;
 use super::failure::{Script, of_ours, of_sql};
 use super::history::AppliedRow;
 use super::{Executor, Ran, milliseconds};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::migrations::split::{Statement, names, split};
 use crate::migrations::{Down, Migration};
 use crate::pg::Doing;
+use crate::pg::attempt::IS_OWN;
 
 /// A statement that was done before its count was lost answers with one of these: table, object, and the other way round, gone.
 const DONE_BEFORE: [&str; 3] = ["42P07", "42710", "42704"];
@@ -63,6 +64,7 @@ impl Executor<'_> {
     /// `None`: another has done it meanwhile, or something is to be done before it.
     pub(super) async fn by_statement(&self, client: &Client, run: Run<'_>) -> Result<Option<Ran>> {
         let migration = run.migration;
+        Self::must_be_own(client, run).await?;
         let settings = format!(
             "set lock_timeout = {}; set statement_timeout = {};",
             milliseconds(self.lock_timeout),
@@ -93,6 +95,19 @@ impl Executor<'_> {
             let _ = client.batch_execute(&self.count(run, None, started)).await;
         }
         result.map(|()| Some(Ran::of(migration, started)))
+    }
+
+    /// Behind a pooler settings, role and lock would stay with a connection that others use.
+    async fn must_be_own(client: &Client, run: Run<'_>) -> Result<()> {
+        let answer = client.simple_query(IS_OWN).await.doing(|| "ask whose session it is".to_owned())?;
+        if super::first_value(&answer, 0) == Some("on") {
+            return Ok(());
+        }
+        let why = format!(
+            "{}: a migration without a transaction needs a session of its own, and a pooler shares its connections out",
+            run.script.file
+        );
+        Err(Error::new(Kind::Refused, why).hint("main.url must reach the server directly"))
     }
 
     async fn lock_session(&self, client: &Client) -> Result<()> {
