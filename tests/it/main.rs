@@ -47,6 +47,8 @@ mod provisioning;
 mod restoring;
 #[cfg(debug_assertions)]
 mod rollback;
+#[cfg(debug_assertions)]
+mod rollout_crashes;
 mod rollouts;
 mod service;
 mod serving;
@@ -60,6 +62,8 @@ mod spares;
 pub mod sql;
 mod status;
 mod steps;
+#[cfg(debug_assertions)]
+mod stops;
 mod sweeping;
 mod sweeping_many;
 mod sync;
@@ -67,3 +71,5 @@ mod templates;
 mod tidy;
 mod url;
 mod wait;
+#[cfg(debug_assertions)]
+mod wedged;
