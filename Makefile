@@ -1,11 +1,12 @@
 # make test: everything a change must pass.    make demo: tenantd at work, on a server of its own.
 # make bench: how fast it is, beside yardsticks (BENCH.md).    make bench-quick: the same in three minutes.
+# make test-long: each fault as often as docs/faults.md says.    make chaos MINUTES=10 SEED=1: all of them at once.
 # All install what the machine lacks; see .ci/install-needs.
 
 # Where rustup puts cargo, for shells that have not read its settings yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: test test-long demo bench bench-quick needs
+.PHONY: test test-long chaos demo bench bench-quick needs
 
 test: needs
 	cargo fmt --check
@@ -13,9 +14,14 @@ test: needs
 	cargo test --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
-# Each fault as often as docs/faults.md says.
 test-long: needs
 	TENANTD_TEST_LONG=1 cargo test --locked --test it
+
+# Random faults for so many minutes, the same ones again from the same seed; without one, others each time.
+MINUTES ?= 10
+SEED ?=
+chaos: needs
+	TENANTD_CHAOS_MINUTES=$(MINUTES) TENANTD_CHAOS_SEED=$(SEED) cargo test --locked --test chaos
 
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo

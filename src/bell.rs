@@ -44,7 +44,7 @@ impl BellKeeper {
         let rings = Arc::new(Notify::new());
         let mut failures = 0;
         while !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             let open = Doorbell::open(&self.server, &self.application_name, Arc::clone(&rings), &self.tasks);
             let opened = tokio::select! {
                 opened = open => opened,
@@ -70,7 +70,7 @@ impl BellKeeper {
     async fn keep(&self, bell: Arc<Doorbell>) -> (bool, Option<Error>) {
         let mut heard = false;
         let error = loop {
-            self.beat.turned();
+            self.beat.turned().await;
             if let Err(error) = bell.ping().await {
                 self.metrics.ping_failed();
                 break Some(error);

@@ -91,7 +91,7 @@ impl Shared {
         loop {
             let mut installing = std::pin::pin!(Registry::install(&self.server, config, wishes, &self.worker));
             let installed = loop {
-                beat.turned();
+                beat.turned().await;
                 tokio::select! {
                     installed = &mut installing => break installed,
                     () = tokio::time::sleep(TURN) => waiting(&Error::new(Kind::Locked, "the installation is not through yet")),
@@ -249,8 +249,9 @@ impl Controller {
 
     async fn finish_in_order(self, context: &Context) {
         let Controller { lanes, loops, notices, .. } = self;
+        let mut loops = loops;
         let drained = async {
-            for ended in loops {
+            for ended in &mut loops {
                 if let Err(error) = ended.await {
                     tracing::error!(%error, "a loop of the daemon had ended in a panic");
                 }
@@ -259,6 +260,8 @@ impl Controller {
         };
         if tokio::time::timeout(context.config.work.shutdown, drained).await.is_err() {
             tracing::warn!("work.shutdown is over; work in hand is broken off and taken up again later");
+            // One that still ran would renew its leases on a rollout, or on templates and spares, after they were given back.
+            loops.iter().for_each(JoinHandle::abort);
         }
         if let Err(error) = context.registry.release_all().await {
             tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");

@@ -1,4 +1,12 @@
-//! Fail points: the places between two steps of the work where a test lets the process die, as SIGKILL would. A release build has none of it.
+//! Fail points: the places between two steps of the work where a test lets the process die, as SIGKILL would, or stand still. A release build
+//! has none of it.
+//!
+//! | `TENANTD_FAIL_POINT` | what happens |
+//! |---|---|
+//! | `Made` | the process dies at the point [`Point::Made`] |
+//! | `hang:Made` | whoever comes there goes no further, and can only be broken off |
+//! | `hold:Made` | whoever comes there goes on when the process is asked to end |
+//! | `wedge:intake` | the loop `intake` stands still in the middle of a turn |
 
 /// Between which two steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +55,22 @@ pub enum Point {
     Mended,
     /// Nothing is left to do, and that is not recorded.
     Looked,
+    /// Users without a tenant were found in the signup table, and have rows in the registry now.
+    Requested,
+    /// A migration has its transaction and its lock, and its SQL is not sent.
+    MigrationBegun,
+    /// One statement of a migration without a transaction is done, and not counted.
+    StatementDone,
+    /// The canaries of a rollout are chosen, and none is touched.
+    CanariesChosen,
+    /// They have passed: new tenants get the set, and the others are to follow.
+    CanariesPassed,
+    /// A rollout is paused, and its driver has not let go of it.
+    RolloutPaused,
+    /// A wave of a rollout was reached, and the next is not begun.
+    WaveEnded,
+    /// Every tenant was reached.
+    RolloutDone,
     /// A tenant is held to be rolled back, and nothing was taken back.
     RollbackBegun,
     /// One migration was taken back.
@@ -55,10 +79,14 @@ pub enum Point {
     StatementUndone,
     /// All is taken back, and that is not recorded.
     RolledBack,
+    /// A backup is written, under a name that is no backup's.
+    Dumped,
     /// A backup is whole, and no event tells of it.
     BackedUp,
     /// A tenant's database that is to be set aside is closed to connections.
     Shut,
+    /// Everybody has left it.
+    Vacated,
     /// It is set aside, and the registry knows.
     Dropped,
     /// What was set aside is about to be dropped for good; nobody can take it back any more.
@@ -67,15 +95,23 @@ pub enum Point {
     Purged,
     /// What was set aside is the tenant's database again.
     Restored,
+    /// The empty database that a backup is to be read into is made.
+    FillBegun,
     /// A backup was read into a database under a random name.
     Filled,
     /// A database under a random name took the place of the tenant's own, which is set aside.
     Exchanged,
+    /// A database that is to be adopted was given to its owner.
+    Owned,
+    /// What it holds is written down in it as applied.
+    Baselined,
+    /// It is a tenant's.
+    Adopted,
 }
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 34] = [
+    pub const ALL: [Point; 48] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -98,18 +134,32 @@ impl Point {
         Point::TakenBack,
         Point::Mended,
         Point::Looked,
+        Point::Requested,
+        Point::MigrationBegun,
+        Point::StatementDone,
+        Point::CanariesChosen,
+        Point::CanariesPassed,
+        Point::RolloutPaused,
+        Point::WaveEnded,
+        Point::RolloutDone,
         Point::RollbackBegun,
         Point::Undone,
         Point::StatementUndone,
         Point::RolledBack,
+        Point::Dumped,
         Point::BackedUp,
         Point::Shut,
+        Point::Vacated,
         Point::Dropped,
         Point::Condemned,
         Point::Purged,
         Point::Restored,
+        Point::FillBegun,
         Point::Filled,
         Point::Exchanged,
+        Point::Owned,
+        Point::Baselined,
+        Point::Adopted,
     ];
 
     /// The word for it in the variable `TENANTD_FAIL_POINT`.
@@ -119,25 +169,95 @@ impl Point {
     }
 }
 
-/// Where this process dies. Set once, at its start: no setting reaches the places deep inside the work that ask.
+/// What happens at the point, or in the loop, that is armed.
 #[cfg(debug_assertions)]
-static ARMED: std::sync::OnceLock<Point> = std::sync::OnceLock::new();
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Armed {
+    Die(Point),
+    Hang(Point),
+    Hold(Point),
+    Wedge(String),
+}
 
-/// Lets this process die at the point called `word`; the first call counts. A word that names no point does nothing.
+/// What this process does. Set once, at its start: no setting reaches the places deep inside the work that ask.
 #[cfg(debug_assertions)]
-pub fn arm(word: &str) {
-    if let Some(point) = Point::ALL.into_iter().find(|point| point.word() == word) {
-        ARMED.get_or_init(|| point);
+static ARMED: std::sync::OnceLock<Armed> = std::sync::OnceLock::new();
+
+/// Whether the process was asked to end, and who waits for that.
+#[cfg(debug_assertions)]
+static ENDING: std::sync::Mutex<(bool, Vec<std::task::Waker>)> = std::sync::Mutex::new((false, Vec::new()));
+
+/// Arms this process as `words` say, see the module; the first call counts. Words that name no point do nothing.
+#[cfg(debug_assertions)]
+pub fn arm(words: &str) {
+    let (action, word) = words.split_once(':').unwrap_or(("die", words));
+    let point = || Point::ALL.into_iter().find(|point| point.word() == word);
+    let armed = match action {
+        "die" => point().map(Armed::Die),
+        "hang" => point().map(Armed::Hang),
+        "hold" => point().map(Armed::Hold),
+        "wedge" => Some(Armed::Wedge(word.to_owned())),
+        _ => None,
+    };
+    if let Some(armed) = armed {
+        ARMED.get_or_init(|| armed);
     }
 }
 
 /// Says that the work has come to `point`. In a build without debug assertions nothing.
-#[inline]
-pub fn reach(point: Point) {
-    #[cfg(debug_assertions)]
-    if ARMED.get() == Some(&point) {
-        std::process::abort();
+#[cfg(debug_assertions)]
+pub async fn reach(point: Point) {
+    match ARMED.get() {
+        Some(Armed::Die(armed)) if *armed == point => std::process::abort(),
+        Some(Armed::Hang(armed)) if *armed == point => {
+            tracing::info!(?point, "the work hangs at a fail point");
+            std::future::pending::<()>().await;
+        }
+        Some(Armed::Hold(armed)) if *armed == point => {
+            tracing::info!(?point, "the work is held at a fail point");
+            std::future::poll_fn(wait_for_ending).await;
+        }
+        _ => {}
     }
-    #[cfg(not(debug_assertions))]
+}
+
+/// Says that the work has come to `point`. In a build without debug assertions nothing.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn reach(point: Point) -> std::future::Ready<()> {
     let _ = point;
+    std::future::ready(())
+}
+
+#[cfg(debug_assertions)]
+fn wait_for_ending(context: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+    let mut ending = ENDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if ending.0 {
+        return std::task::Poll::Ready(());
+    }
+    ending.1.push(context.waker().clone());
+    std::task::Poll::Pending
+}
+
+/// The process was asked to end: what is held at a point goes on. In a build without debug assertions nothing.
+pub fn ending() {
+    #[cfg(debug_assertions)]
+    {
+        let mut ending = ENDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ending.0 = true;
+        ending.1.drain(..).for_each(std::task::Waker::wake);
+    }
+}
+
+/// Whether the loop `name` is to stand still. In a build without debug assertions never.
+#[must_use]
+pub fn is_wedged(name: &str) -> bool {
+    #[cfg(debug_assertions)]
+    let wedged = ARMED.get().is_some_and(|armed| matches!(armed, Armed::Wedge(armed) if armed == name));
+    #[cfg(not(debug_assertions))]
+    let wedged = {
+        let _ = name;
+        false
+    };
+    wedged
 }

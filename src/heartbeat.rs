@@ -9,6 +9,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::fail_points::is_wedged;
+
+/// How long a loop that a test wedges may take.
+const WEDGED_ALLOWANCE: Duration = Duration::from_secs(1);
+
 /// The heartbeats of one daemon. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<Loops>>);
@@ -34,6 +39,7 @@ struct Loop {
 #[must_use = "a dropped heartbeat is no longer counted"]
 pub struct Beat {
     id: u64,
+    name: &'static str,
     heartbeats: Heartbeats,
 }
 
@@ -49,8 +55,10 @@ impl Heartbeats {
         let mut loops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let id = loops.next;
         loops.next += 1;
+        // A test that wedges a loop does not wait for its allowance.
+        let allowance = if is_wedged(name) { allowance.min(WEDGED_ALLOWANCE) } else { allowance };
         loops.loops.insert(id, Loop { name, allowance, turned: Instant::now() });
-        Beat { id, heartbeats: self.clone() }
+        Beat { id, name, heartbeats: self.clone() }
     }
 
     /// The names of the loops that have not turned within their allowance, each once, in the order of the alphabet.
@@ -66,11 +74,13 @@ impl Heartbeats {
 }
 
 impl Beat {
-    /// The loop has turned just now.
-    pub fn turned(&self) {
-        let mut loops = self.heartbeats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(one) = loops.loops.get_mut(&self.id) {
+    /// The loop has turned just now. Returns at once, unless a test wedges the loop here.
+    pub async fn turned(&self) {
+        if let Some(one) = self.heartbeats.0.lock().unwrap_or_else(PoisonError::into_inner).loops.get_mut(&self.id) {
             one.turned = Instant::now();
+        }
+        if is_wedged(self.name) {
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -100,7 +110,7 @@ mod tests {
         assert!(heartbeats.late().is_empty(), "the allowance itself is allowed");
         advance(Duration::from_millis(1)).await;
         assert_eq!(heartbeats.late(), ["listener"]);
-        listener.turned();
+        listener.turned().await;
         assert!(heartbeats.late().is_empty());
         advance(11 * SECOND).await;
         assert_eq!(heartbeats.late(), ["controller", "listener"]);
@@ -124,7 +134,7 @@ mod tests {
         let heartbeats = Heartbeats::new();
         let beat = heartbeats.register("controller", SECOND);
         let task = crate::tasks::Tasks::new().spawn("controller", async move {
-            beat.turned();
+            beat.turned().await;
             panic!("a bug");
         });
         assert!(task.await.unwrap_err().is_panic());

@@ -97,7 +97,7 @@ impl Keeper {
             served: None,
         };
         while !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             let context = self.context.borrow_and_update().clone();
             let pause = match self.turn(&context, &mut memory).await {
                 Ok(pause) => {
@@ -289,7 +289,7 @@ impl Keeper {
     async fn wait(&mut self, pause: Duration) {
         let until = tokio::time::Instant::now() + pause;
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             tokio::select! {
                 () = tokio::time::sleep_until(until.min(tokio::time::Instant::now() + TURN)) => {}
                 () = self.supply.wanted() => {

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
+use crate::fail_points;
 use crate::tasks::Tasks;
 
 /// A signal that tenantd heeds.
@@ -92,6 +93,7 @@ impl Requests {
                 _ => {
                     tracing::info!(?signal, "ending: no new work, finishing what is in hand");
                     self.stop.cancel();
+                    fail_points::ending();
                 }
             }
         }

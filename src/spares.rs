@@ -80,7 +80,8 @@ impl Wanted {
         };
         let since = ours.completed.unwrap_or_default() + OUT_OF_USE;
         let out_of_use = |template: &Template| {
-            let old = template.completed.is_some_and(|completed| completed > since);
+            // One that was begun and never completed, since its set was overtaken, goes as well.
+            let old = template.completed.unwrap_or(template.age) > since;
             let broken = template.completed.is_some() && !template.whole;
             template.retired || broken || old || self.behind.contains(&template.migration_set)
         };
@@ -219,6 +220,7 @@ mod tests {
             shape: "shape".to_owned(),
             bytes: 7_000_000,
             completed: Some(Duration::from_mins(1)),
+            age: Duration::from_mins(2),
             open: true,
             retired: false,
             whole: true,
@@ -283,6 +285,13 @@ mod tests {
         let abandoned = Template { completed: None, retired: true, name: "abandoned".to_owned(), ..template("ours") };
         let failed = Template { completed: None, due_in: Duration::from_secs(3), ..template("ours") };
         assert_eq!(told(&[failed, abandoned], &[], 2), "drop abandoned", "before another serves");
+        let overtaken = Template { completed: None, ..template("behind") };
+        let ready = at_hand("ours", &["a", "b"]);
+        assert_eq!(told(&[template("ours"), overtaken], &ready, 2), "drop behind", "nobody completes it any more");
+        let foreign = Template { completed: None, ..template("another's") };
+        assert_eq!(told(&[template("ours"), foreign.clone()], &ready, 2), "nothing", "another may carry its set");
+        let forgotten = Template { age: Duration::from_hours(25), ..foreign };
+        assert_eq!(told(&[template("ours"), forgotten], &ready, 2), "drop another's");
     }
 
     #[test]

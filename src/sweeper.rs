@@ -101,7 +101,7 @@ impl Sweeper {
         };
         let mut sweeping = std::pin::pin!(sweep(context, &self.table, &self.tasks, &run, tell));
         loop {
-            self.beat.turned();
+            self.beat.turned().await;
             tokio::select! {
                 report = &mut sweeping => return report,
                 () = tokio::time::sleep(TURN) => {}
@@ -169,7 +169,7 @@ impl Sweeper {
     async fn wait(&self, length: Duration) {
         let until = tokio::time::Instant::now() + length;
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             tokio::select! {
                 () = tokio::time::sleep_until(until.min(tokio::time::Instant::now() + TURN)) => {}
                 () = self.now.notified() => return,

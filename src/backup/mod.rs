@@ -91,7 +91,7 @@ impl Backups {
         let began = Instant::now();
         let written = self.dump(key, name).await.map_err(|error| error.context(format!("back up tenant {key}")))?;
         let (file, bytes) = written;
-        reach(Point::BackedUp);
+        reach(Point::BackedUp).await;
         let detail = format!("{}, {bytes} bytes", file.display());
         self.registry.tell(What::BackedUp, Some(key), Some(&detail)).await?;
         Ok(Written { file, bytes, took: began.elapsed() })
@@ -111,6 +111,7 @@ impl Backups {
         if listed.is_empty() {
             return Err(Error::new(Kind::Other, format!("{} holds nothing", part.path().display())));
         }
+        reach(Point::Dumped).await;
         let bytes = part.finish(&file)?;
         Ok((file, bytes))
     }

@@ -124,7 +124,7 @@ impl Intake {
     pub async fn run(mut self) {
         let mut unreachable: u32 = 0;
         while !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             self.take_new_bell();
             self.wait_for_server().await;
             match self.look().await {
@@ -311,7 +311,7 @@ impl Intake {
         let until = tokio::time::Instant::now() + poll;
         let supply = self.context.borrow().supply.clone();
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             let turn = until.min(tokio::time::Instant::now() + TURN);
             tokio::select! {
                 () = tokio::time::sleep_until(turn) => continue,
@@ -355,7 +355,7 @@ impl Intake {
         }
         let until = tokio::time::Instant::now() + length;
         while tokio::time::Instant::now() < until && !self.stop.is_cancelled() {
-            self.beat.turned();
+            self.beat.turned().await;
             tokio::select! {
                 () = tokio::time::sleep_until(until.min(tokio::time::Instant::now() + TURN)) => {}
                 () = self.stop.cancelled() => {}

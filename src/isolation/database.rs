@@ -127,7 +127,7 @@ impl<'a> DatabaseIsolation<'a> {
             }
             Taken::Name(from) => from,
         };
-        reach(Point::Announced);
+        reach(Point::Announced).await;
         let session = self.registry.session().await?;
         let making = self.spare.insert(Making { name, whole: false, unsure: false });
         let create = admin::Create {
@@ -147,7 +147,7 @@ impl<'a> DatabaseIsolation<'a> {
         }
         session.left_in_order();
         making.whole = true;
-        reach(Point::Made);
+        reach(Point::Made).await;
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl<'a> DatabaseIsolation<'a> {
         let session = self.session(claim, desired.name).await?;
         session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
         self.registry.mend_database(claim, desired.name, &connect).await?;
-        reach(Point::Granted);
+        reach(Point::Granted).await;
         Ok(())
     }
 
@@ -176,7 +176,7 @@ impl<'a> DatabaseIsolation<'a> {
             Some(rows) => executor.go_on(session, Some(rows), connect_again).await?,
             None => executor.apply(session, connect_again).await?,
         };
-        reach(Point::Migrated);
+        reach(Point::Migrated).await;
         Ok(())
     }
 
@@ -186,7 +186,7 @@ impl<'a> DatabaseIsolation<'a> {
         self.history = None;
         let session = self.session(claim, desired.name).await?;
         executor.roll_back(session, to, || server.connect_again(desired.name, &application_name)).await?;
-        reach(Point::RolledBack);
+        reach(Point::RolledBack).await;
         Ok(())
     }
 

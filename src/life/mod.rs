@@ -18,6 +18,7 @@ pub mod restore;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::pg::admin;
 use crate::plan::Database;
 use crate::provision::under_lease;
@@ -91,6 +92,7 @@ async fn vacated<T>(
     registry.shut(claim, name).await?;
     let done = async {
         empty(registry, name, patience).await?;
+        reach(Point::Vacated).await;
         then.await
     };
     let done = done.await;

@@ -43,7 +43,7 @@ pub async fn purge(registry: &Registry, dropped: &Dropped, now: bool) -> Result<
     if let Err(error) = gone {
         return Err(named(registry, dropped, error).await);
     }
-    reach(Point::Purged);
+    reach(Point::Purged).await;
     registry.purged(&dropped.name).await?;
     Ok(true)
 }

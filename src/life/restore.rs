@@ -116,10 +116,11 @@ async fn fill_and_exchange(
     registry.announce_for(claim, &spare).await?;
     let done = async {
         create(registry, config, &spare).await?;
+        reach(Point::FillBegun).await;
         backup::restore(server, config, file, &spare, &claim.key).await?;
         describe(server, registry, claim, &spare).await?;
         close(registry, config, &spare).await?;
-        reach(Point::Filled);
+        reach(Point::Filled).await;
         let (aside, from) = (there.as_ref().map(|_| how.aside()), format!("from {}", file.display()));
         let exchange = registry.exchange(claim, &name, &spare, aside, What::Restored, &from);
         if there.is_none() { exchange.await } else { vacated(registry, claim, &name, how.patience, exchange).await }

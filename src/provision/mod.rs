@@ -160,7 +160,7 @@ pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended
     if unrecorded.is_empty() {
         return Vec::new();
     }
-    reach(Point::Looked);
+    reach(Point::Looked).await;
     let done: Vec<_> = unrecorded.iter().map(|tenant| (&tenant.claim, &tenant.done)).collect();
     let recorded = step("record", context.registry.record_done(&done)).await;
     let outcomes: Vec<Outcome> = match recorded {
@@ -221,7 +221,7 @@ async fn work(
     mut claim: Claim,
     until: &Mutex<Instant>,
 ) -> std::result::Result<Worked, Failure> {
-    reach(Point::Claimed);
+    reach(Point::Claimed).await;
     let name = step("name", name(context, &mut claim)).await.map_err(at("name"))?;
     let access = context.access();
     let marker = Marker::of(context.registry.id, &claim.key).to_string();
@@ -251,7 +251,7 @@ async fn name(context: &Context, claim: &mut Claim) -> Result<String> {
     let name = database_name(&context.config.tenant.prefix, &claim.key)?;
     claim.seen = Some(context.registry.give_name(claim, &name).await?);
     claim.name = Some(name.clone());
-    reach(Point::Named);
+    reach(Point::Named).await;
     Ok(name)
 }
 

@@ -66,7 +66,7 @@ async fn work(
                 let detail = format!("to be rolled back from {} to {}", back.from, back.to);
                 context.registry.hold_for_rollback(claim, &detail).await?;
             }
-            reach(Point::RollbackBegun);
+            reach(Point::RollbackBegun).await;
         }
         Ok((seen, back))
     };

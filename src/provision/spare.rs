@@ -43,7 +43,7 @@ async fn make(context: &Context, template: &Template, name: String) -> Result<Du
         server_version: context.registry.server_version().await?,
     };
     step("announce", context.registry.announce_kept_spare(&name, &template.name)).await?;
-    reach(Point::SpareAnnounced);
+    reach(Point::SpareAnnounced).await;
     let began = Instant::now();
     let session = context.registry.session().await?;
     let connect = grant_connect(&name, roles_that_connect(settings));
@@ -53,7 +53,7 @@ async fn make(context: &Context, template: &Template, name: String) -> Result<Du
     };
     drop(session);
     let took = began.elapsed();
-    reach(Point::SpareMade);
+    reach(Point::SpareMade).await;
     if let Err(error) = created {
         let error = doubt_template(&context.registry, &template.name, error).await;
         if !error.kind().is_out_of_reach() && error.kind() != Kind::LeaseLost {
@@ -80,7 +80,7 @@ async fn discard(context: &Context, name: &str) -> Result<()> {
     if !step("withdraw", context.registry.withdraw_spare(name)).await? {
         return Ok(());
     }
-    reach(Point::SpareWithdrawn);
+    reach(Point::SpareWithdrawn).await;
     let session = context.registry.session().await?;
     step("drop", admin::drop_database(&session, name)).await?;
     step("forget", context.registry.forget_spare(name)).await

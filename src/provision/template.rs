@@ -70,7 +70,7 @@ async fn announce(context: &Context, unfinished: Option<&Template>) -> Result<St
             context.registry.announce_template(&name, of).await?;
         }
     }
-    reach(Point::TemplateAnnounced);
+    reach(Point::TemplateAnnounced).await;
     Ok(name)
 }
 
@@ -96,10 +96,10 @@ pub(super) async fn stay_keeper(context: &Context) -> Error {
 async fn construct(context: &Context, name: &str, there: bool) -> Result<()> {
     if !there {
         step("create", create(context, name)).await?;
-        reach(Point::TemplateMade);
+        reach(Point::TemplateMade).await;
     }
     step("open", context.registry.open_template(name)).await?;
-    reach(Point::TemplateOpened);
+    reach(Point::TemplateOpened).await;
     if there {
         // The keeper that began it may have a session there yet, with the migrations' lock: its machine is gone, or it stands still. Somebody
         // else, who mends what is in the way, is met at the end.
@@ -109,13 +109,13 @@ async fn construct(context: &Context, name: &str, there: bool) -> Result<()> {
     // A set that breaks the connection time and again must not bring the server down for ever.
     filled.map_err(|error| failure::blame_for_breaking(context, name, error))?;
     context.registry.unbroken(name);
-    reach(Point::TemplateFilled);
+    reach(Point::TemplateFilled).await;
     step("close", close(context, name)).await?;
-    reach(Point::TemplateClosed);
+    reach(Point::TemplateClosed).await;
     if !step("complete", context.registry.complete_template(name)).await? {
         return Err(lost());
     }
-    reach(Point::TemplateComplete);
+    reach(Point::TemplateComplete).await;
     Ok(())
 }
 
@@ -216,7 +216,7 @@ pub async fn drop_template(context: &Context, template: &Template) -> Result<()>
 async fn retire_and_drop(context: &Context, template: &Template) -> Result<()> {
     let name = &template.name;
     step("retire", context.registry.retire_template(name)).await?;
-    reach(Point::TemplateRetired);
+    reach(Point::TemplateRetired).await;
     let ours = context.registry.is_our_template(name).await?;
     if ours == Some(false) && template.completed.is_some() {
         context.registry.forget_template(name).await?;

@@ -335,14 +335,21 @@ impl Registry {
         Ok(claims)
     }
 
-    /// Gives back every lease of this process, so that nobody waits for them to end. Called when the daemon stops.
+    /// Gives back every lease of this process, on tenants, on a rollout, on templates and spares, so that nobody waits for them to end. Called
+    /// when the process stops; what is broken off may hold any of them. Returns how many tenants'.
     ///
     /// # Errors
     /// The main database cannot be reached: the leases end by themselves.
     pub async fn release_all(&self) -> Result<u64> {
-        self.execute("update tenantd.tenant set leased_until = null, leased_by = null where leased_by = $1 and leased_until > now()", &[(&self.worker, Type::TEXT)], || "give back all leases".to_owned()).await
+        self.execute(RELEASE_ALL, &[(&self.worker, Type::TEXT)], || "give back all leases".to_owned()).await
     }
 }
+
+const RELEASE_ALL: &str = "with rollouts as (
+     update tenantd.rollout set leased_until = null, leased_by = null where leased_by = $1
+ ), keeper as (
+     update tenantd.registry set keeper = null, keeper_until = null where keeper = $1
+ ) update tenantd.tenant set leased_until = null, leased_by = null where leased_by = $1 and leased_until > now()";
 
 pub(super) fn fenced(rows: u64, claim: &Claim) -> Result<()> {
     if rows == 1 {

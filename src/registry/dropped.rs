@@ -116,7 +116,7 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn shut(&self, claim: &Claim, name: &str) -> Result<()> {
         self.mend_database(claim, name, &admin::open(name, false)).await?;
-        reach(Point::Shut);
+        reach(Point::Shut).await;
         Ok(())
     }
 
@@ -147,7 +147,7 @@ impl Registry {
             .doing(|| format!("record that tenant {} is dropped", claim.key))?;
         fenced(dropped, claim)?;
         transaction.commit().await.doing(|| format!("drop tenant {}", claim.key))?;
-        reach(Point::Dropped);
+        reach(Point::Dropped).await;
         Ok(random)
     }
 
@@ -226,7 +226,7 @@ impl Registry {
             .doing(|| format!("record that tenant {} is {what}", claim.key))?;
         fenced(exchanged, claim)?;
         transaction.commit().await.doing(|| format!("hand the database {spare:?} over as {name:?}"))?;
-        reach(Point::Exchanged);
+        reach(Point::Exchanged).await;
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl Registry {
             .doing(|| format!("record that tenant {} is back", claim.key))?;
         fenced(back, claim)?;
         transaction.commit().await.doing(|| format!("take tenant {} back", claim.key))?;
-        reach(Point::Restored);
+        reach(Point::Restored).await;
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl Registry {
         }
         let condemned = field(row, "condemned")?;
         if condemned {
-            reach(Point::Condemned);
+            reach(Point::Condemned).await;
         }
         Ok(condemned)
     }

@@ -59,7 +59,7 @@ impl Registry {
         let names: Vec<&str> = namings.iter().map(|naming| naming.name.as_str()).collect();
         let markers: Vec<String> = keys.iter().map(|key| Marker::of(self.id, key).to_string()).collect();
         let session = self.session().await?;
-        reach(Point::Taken);
+        reach(Point::Taken).await;
         let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
             (&keys, Type::TEXT_ARRAY),
             (&attempts, Type::INT8_ARRAY),
@@ -75,7 +75,7 @@ impl Registry {
         // On the heap: what it holds would else weigh on every future around it.
         let handing = Box::pin(async { session.within(RENAME_TIMEOUT, handing).await.doing(doing) });
         let rows = answered(&session, handing).await.map_err(damaged)?;
-        reach(Point::HandedOver);
+        reach(Point::HandedOver).await;
         let mut handed: Vec<Handed> = namings.iter().map(|_| Handed::LeaseLost).collect();
         for row in &rows {
             let key: String = field(row, "key")?;
@@ -140,7 +140,7 @@ impl Registry {
             .await
             .doing(|| format!("rename the database {name:?} to {aside:?}"))?;
         transaction.commit().await.doing(|| format!("set the database {name:?} aside"))?;
-        reach(Point::SetAside);
+        reach(Point::SetAside).await;
         Ok(())
     }
 
@@ -155,7 +155,7 @@ impl Registry {
         self.must_be_ours(&transaction, claim, name).await?;
         transaction.batch_execute(statements).await.doing(|| format!("mend the database {name:?}"))?;
         transaction.commit().await.doing(|| format!("mend the database {name:?}"))?;
-        reach(Point::Mended);
+        reach(Point::Mended).await;
         Ok(())
     }
 
@@ -176,7 +176,7 @@ impl Registry {
             .await
             .doing(|| format!("record the database {name:?}"))?;
         transaction.commit().await.doing(|| format!("take the database {name:?} back"))?;
-        reach(Point::TakenBack);
+        reach(Point::TakenBack).await;
         Ok(())
     }
 

@@ -131,7 +131,7 @@ impl Registry {
                 "with used as (
                      select migration_set as id, true as lives from tenantd.tenant
                      where state <> 'deleted' and migration_set is not null
-                     union select migration_set, false from tenantd.template where completed_at is not null
+                     union select migration_set, false from tenantd.template
                  )
                  select s.id, s.version, s.name, s.checksum, u.lives
                  from (select id, bool_or(lives) as lives from used group by id) u join tenantd.migration_set s on s.id = u.id

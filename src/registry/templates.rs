@@ -25,6 +25,8 @@ pub struct Template {
     pub bytes: i64,
     /// How long ago it was completed; `None`: it is not yet.
     pub completed: Option<Duration>,
+    /// How long ago it was begun.
+    pub age: Duration,
     /// Whether new tenants get its set: the canaries of its rollout have passed, or it has none.
     pub open: bool,
     /// Whether nothing is made from it any more.
@@ -77,6 +79,7 @@ impl Registry {
                 "select p.name, p.migration_set, p.shape, coalesce(p.bytes, 0) as bytes, p.failures, p.retired_at is not null as retired,
                         not exists (select from tenantd.rollout r where r.migration_set = p.migration_set and (r.passed_at is null or r.state = 'aborted')) as open,
                         extract(epoch from now() - p.completed_at)::float8 as completed,
+                        greatest(extract(epoch from now() - p.created_at), 0)::float8 as age,
                         greatest(extract(epoch from p.due_at - now()), 0)::float8 as due_in,
                         coalesce(d.oid = p.database_oid and d.datconnlimit = -1 and not d.datallowconn, false) as whole,
                         d.oid is not null as there,
@@ -345,6 +348,7 @@ fn read(row: &Row) -> Result<Template> {
         shape: field(row, "shape")?,
         bytes: field(row, "bytes")?,
         completed: field::<Option<f64>>(row, "completed")?.map(|ago| Duration::from_secs_f64(ago.max(0.0))),
+        age: Duration::from_secs_f64(field(row, "age")?),
         open: field(row, "open")?,
         retired: field(row, "retired")?,
         whole: field(row, "whole")?,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::life::departures::follow;
 use crate::life::purge::purge_due;
 use crate::provision::spare::drop_strays;
@@ -299,6 +300,9 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
         Err(error) => return Err(error),
     };
     report.requested = u64::try_from(start.requested).unwrap_or(0);
+    if report.requested > 0 {
+        reach(Point::Requested).await;
+    }
     // A newer tenantd may have come since this one began, and its tenants are not to be looked at one by one.
     if start.unknown {
         expected.know(&relate(context).await?);

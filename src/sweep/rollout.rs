@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::feed::Feed;
 use super::{Report, Run, Waiting, lanes};
 use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::provision::{Context, Ended, Outcome};
 use crate::registry::lookup::Filter;
 use crate::registry::rollouts::{Rollout, RolloutState};
@@ -169,6 +170,7 @@ impl Drive<'_> {
             Some(canaries) => canaries.clone(),
             None => registry.choose_canaries(id, &self.behind, self.context.config.rollout.canary).await?,
         };
+        reach(Point::CanariesChosen).await;
         self.all = usize::try_from(registry.count_behind(&self.behind).await?.max(rollout.behind)).unwrap_or(0);
         let feed = Feed::of_rollout(Arc::clone(self.context), self.behind.clone(), Some(chosen.clone()), None);
         let mut took = Vec::new();
@@ -184,6 +186,7 @@ impl Drive<'_> {
         let took = summary(&took);
         if stand.migrated > 0 || stand.failed + stand.left == 0 {
             registry.pass_canaries(id, took).await?;
+            reach(Point::CanariesPassed).await;
             self.context.supply.want();
             let (left, lanes) = (registry.count_behind(&self.behind).await?, self.context.config.sweep.parallel);
             let estimate = took.map(|(average, _)| estimate(average, left, lanes).as_secs_f64());
@@ -229,12 +232,14 @@ impl Drive<'_> {
             }
             let feed = Feed::of_rollout(Arc::clone(self.context), self.behind.clone(), None, most);
             self.reach(feed, most.unwrap_or(left), report, tell).await?;
+            reach(Point::WaveEnded).await;
             if self.run.stop.is_cancelled() || report.server.is_some() {
                 break;
             }
         }
         if registry.count_behind(&self.behind).await? == 0 {
             registry.end_rollout(&rollout.migration_set).await?;
+            reach(Point::RolloutDone).await;
             tracing::info!(version = rollout.version, "rollout done");
         }
         Ok(())
@@ -282,6 +287,7 @@ impl Drive<'_> {
     async fn pause(&self, why: &str, by_canaries: bool) -> Result<()> {
         let id = self.context.set.id();
         self.context.registry.pause_rollout(&id, why, by_canaries).await?;
+        reach(Point::RolloutPaused).await;
         tracing::error!(
             version = self.context.set.newest_version(),
             why,

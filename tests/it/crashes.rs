@@ -8,6 +8,7 @@ use tenantd::fail_points::Point;
 use tenantd::provision::spare::make_spare;
 
 use crate::fleet::{Fleet, enter, execute, half_made, row};
+use crate::support::count::times;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::until::until;
@@ -20,13 +21,15 @@ enum Way {
     Making,
     /// A signup, and a spare to be made ahead of the next.
     Keeping,
+    /// A signup that this statement of the superuser's loses.
+    Losing(&'static str),
     /// A tenant that stands; what was damaged by this statement of the superuser's. `{name}` is its database, `{key}` its key.
     Mending(&'static str),
     /// The same, and this one in the tenant's own database.
     MendingInside(&'static str, &'static str),
 }
 
-/// `None` for the points that only commands come to; see `life_crashes`.
+/// `None` for the points that only commands come to, see `life_crashes` and `rollback`, and those of rollouts, see `rollout_crashes`.
 fn way(point: Point) -> Option<Way> {
     Some(match point {
         Point::SetAside => Way::Mending(
@@ -39,7 +42,8 @@ fn way(point: Point) -> Option<Way> {
         Point::Mended => Way::Mending("grant connect on database \"{name}\" to public"),
         Point::Looked => Way::Mending("update tenantd.tenant set verified_at = null where key = '{key}'"),
         Point::Granted => Way::Mending("update tenantd.tenant set access = 'other' where key = '{key}'"),
-        Point::Migrated => Way::MendingInside(
+        Point::Requested => Way::Losing("delete from tenantd.signup; delete from tenantd.tenant"),
+        Point::MigrationBegun | Point::Migrated => Way::MendingInside(
             "update tenantd.tenant set verified_at = null where key = '{key}'",
             "drop table log_message; delete from tenantd_migration",
         ),
@@ -60,18 +64,30 @@ fn way(point: Point) -> Option<Way> {
         | Point::TemplateFilled
         | Point::TemplateClosed
         | Point::TemplateComplete => Way::Making,
-        Point::RollbackBegun
+        Point::StatementDone
+        | Point::CanariesChosen
+        | Point::CanariesPassed
+        | Point::RolloutPaused
+        | Point::WaveEnded
+        | Point::RolloutDone
+        | Point::RollbackBegun
         | Point::Undone
         | Point::StatementUndone
         | Point::RolledBack
+        | Point::Dumped
         | Point::BackedUp
         | Point::Shut
+        | Point::Vacated
         | Point::Dropped
         | Point::Condemned
         | Point::Purged
         | Point::Restored
+        | Point::FillBegun
         | Point::Filled
-        | Point::Exchanged => return None,
+        | Point::Exchanged
+        | Point::Owned
+        | Point::Baselined
+        | Point::Adopted => return None,
     })
 }
 
@@ -100,6 +116,9 @@ async fn die_and_go_on((point, way): (Point, Way)) {
         make_spare(&fleet.context, &templates[0]).await.expect("a spare");
         execute(&database, &damage.replace("{name}", &name).replace("{key}", &key)).await;
     }
+    if let Way::Losing(damage) = way {
+        execute(&database, damage).await;
+    }
     if let Way::MendingInside(_, damage) = way {
         database.tenant_superuser(&name).await.batch_execute(damage).await.expect("damage it");
     }
@@ -107,7 +126,7 @@ async fn die_and_go_on((point, way): (Point, Way)) {
 
     let program = program.setting("spares.min", "1").setting("spares.max", "1");
     let mut dying = program.clone().variable("TENANTD_FAIL_POINT", &point.word());
-    if matches!(way, Way::Making) {
+    if matches!(way, Way::Making | Way::Losing(_)) {
         dying = dying.setting("spares.max", "0");
     }
     let mut dying = dying.start();
@@ -145,7 +164,7 @@ async fn die_and_go_on((point, way): (Point, Way)) {
     database.finish().await;
 }
 
-/// Goal: the same for deaths that come at any time, and for more than one tenant. Method: daemons are killed again and again while forty
+/// Goal: the same for deaths that come at any time, and for more than one tenant. Method: daemons are killed again and again while
 /// users sign up; the last one brings all to their end.
 #[tokio::test]
 async fn daemons_killed_again_and_again_lose_nobody() {
@@ -157,23 +176,26 @@ async fn daemons_killed_again_and_again_lose_nobody() {
         .setting("sweep.every", "1s");
     let client = database.superuser().await;
     let ready = "select count(*) from tenantd.tenant where state = 'ready'";
-    for round in 0..5_i64 {
+    let (rounds, users) = (times(5, 200), times(8, 3));
+    for round in 0..rounds {
         let daemon = program.start();
-        for number in 0..8 {
+        for number in 0..users {
             database.sign_up(&format!("{round}-{number}@example.org")).await;
         }
         // Killed in the middle of the work: some of this round's are ready, not all.
-        let some = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) > 3 * round;
+        let few = i64::try_from(round * users / 3).expect("few");
+        let some = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) > few;
         until("some to be ready", SOON, some).await;
         daemon.kill();
     }
     // On a busy machine so short a lease may run out under an honest daemon, too.
     let daemon = program.start().allow("tenant left alone");
-    let all = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 40;
-    until("all forty", SOON, all).await;
+    let signups = i64::try_from(rounds * users).expect("few");
+    let all = async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == signups;
+    until("all of them", SOON, all).await;
     until("what was half made is dropped", SOON, async || half_made(&database).await.is_empty()).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
-    assert_eq!(database.tenant_databases().await.len(), 40);
+    assert_eq!(database.tenant_databases().await.len(), rounds * users);
     drop(client);
     database.finish().await;
 }

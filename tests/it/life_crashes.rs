@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tenantd::fail_points::Point;
 
-use crate::fleet::{enter, execute, half_made, oid};
+use crate::fleet::{enter, execute, half_made, oid, write_migrations};
 use crate::life::{files, messages, program, standing, tenants, write};
 use crate::sql::one;
 use crate::support::daemon::Program;
@@ -41,10 +41,13 @@ const fn case(point: Point, command: &'static [&'static str], stands: (&'static 
 fn cases() -> Vec<Case> {
     let ready = ("ready idle", "ready idle");
     vec![
+        case(Point::Dumped, &["drop", "KEY"], ready),
         case(Point::BackedUp, &["drop", "KEY"], ready),
         case(Point::Shut, DROP, ready),
+        case(Point::Vacated, DROP, ready),
         case(Point::Shut, RESET, ready),
         case(Point::Shut, FROM_FILE, ready),
+        case(Point::FillBegun, FROM_FILE, ready),
         case(Point::Filled, FROM_FILE, ready),
         case(Point::Made, RESET, ready),
         Case { holds: None, rescue: RESTORE, ..case(Point::Dropped, DROP, ("deleting held", "deleting held")) },
@@ -85,12 +88,15 @@ async fn a_command_that_died_loses_nothing() {
 #[test]
 fn every_point_of_the_commands_is_died_at() {
     let points = [
+        Point::Dumped,
         Point::BackedUp,
         Point::Shut,
+        Point::Vacated,
         Point::Dropped,
         Point::Condemned,
         Point::Purged,
         Point::Restored,
+        Point::FillBegun,
         Point::Filled,
         Point::Exchanged,
     ];
@@ -159,5 +165,38 @@ async fn die_and_go_on(case: Case) {
     execute(&database, "update tenantd.dropped set purge_after = now()").await;
     well(&program, &["--sweep-once".to_owned()], &what).await;
     assert_eq!(one::<i64>(&database.superuser().await, "select count(*) from tenantd.dropped").await, 0, "{what}");
+    database.finish().await;
+}
+
+/// Goal: an adoption that died at any step leaves a database that is a tenant's, or that the same command takes the next time, and a sweep brings it
+/// up to date; what was in it is kept. Method: a database made by hand at the first of two migrations; a command that dies at each point.
+#[tokio::test]
+async fn an_adoption_that_died_is_gone_on_with() {
+    let (database, folder) = (TestDatabase::new().await, tempfile::tempdir().expect("a folder"));
+    let (note, done) = ("create table note (body text)", "alter table note add column done boolean");
+    write_migrations(folder.path(), &[("0001_note.sql", note), ("0002_done.sql", done)]);
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
+    for (point, adopted) in [(Point::Owned, false), (Point::Baselined, false), (Point::Adopted, true)] {
+        let key = database.sign_up(&format!("{point:?}@example.org")).await;
+        let name = database.tenant_name(&key);
+        execute(&database, "delete from tenantd.signup").await;
+        execute(&database, &format!("create database \"{name}\" owner tenantd")).await;
+        let fill = format!("{note}; insert into note values ('kept'); alter table note owner to tenant_owner");
+        database.tenant_superuser(&name).await.batch_execute(&fill).await.expect("fill it");
+        let adopt = ["adopt", &key, "--database", &name, "--version", "1", "--yes"];
+        let dying = program.clone().variable("TENANTD_FAIL_POINT", &point.word()).run(&adopt).await;
+        assert_eq!(dying.code(), -1, "{point:?}: {dying:?}");
+        assert_eq!(standing(&database, &key).await != "unknown", adopted, "{point:?}");
+        if !adopted {
+            let again = program.run(&adopt).await;
+            assert_eq!(again.code(), 0, "{point:?}: {again:?}");
+        }
+        let swept = program.run(&["--sweep-once"]).await;
+        assert_eq!(swept.code(), 0, "{point:?}: {swept:?}");
+        assert_eq!(standing(&database, &key).await, "ready idle", "{point:?}");
+        let kept = "select count(*) from note where body = 'kept' and done is null";
+        assert_eq!(one::<i64>(&database.tenant_superuser(&name).await, kept).await, 1, "{point:?}");
+    }
     database.finish().await;
 }

@@ -53,6 +53,8 @@ mod provisioning;
 mod restoring;
 #[cfg(debug_assertions)]
 mod rollback;
+#[cfg(debug_assertions)]
+mod rollout_crashes;
 mod rollouts;
 mod service;
 mod serving;
@@ -66,6 +68,8 @@ mod spares;
 pub mod sql;
 mod status;
 mod steps;
+#[cfg(debug_assertions)]
+mod stops;
 mod sweeping;
 mod sweeping_many;
 mod sync;
@@ -74,3 +78,5 @@ mod tidy;
 mod tls;
 mod url;
 mod wait;
+#[cfg(debug_assertions)]
+mod wedged;

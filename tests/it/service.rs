@@ -68,12 +68,12 @@ async fn talk_to_systemd() {
     // Fed at 0 and 15; stuck from 24 to 51, so not at 30 and 45; fed at 60.
     let story = async {
         seconds(14).await;
-        beat.turned();
+        beat.turned().await;
         seconds(36).await;
         assert_eq!(heartbeats.late(), ["intake"]);
         conditions.set(MAIN_DATABASE, "refused\nSTOPPING=1");
         seconds(1).await;
-        beat.turned();
+        beat.turned().await;
         seconds(10).await;
         conditions.clear(MAIN_DATABASE);
         seconds(1).await;

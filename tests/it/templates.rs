@@ -348,3 +348,26 @@ async fn extensions_are_made_once_in_the_template() {
     fleet.close().await;
     database.finish().await;
 }
+
+/// Goal: a template that was begun and never completed, since its set was overtaken by the next, is dropped. Method: a keeper that dies over the first
+/// set's; a daemon with one migration more.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_half_built_template_of_an_overtaken_set_is_dropped() {
+    let (database, folder) = (TestDatabase::new().await, tempfile::tempdir().expect("a folder"));
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ()")]);
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    let dying = program.clone().variable("TENANTD_FAIL_POINT", "TemplateFilled").run(&[]).await;
+    assert_eq!(dying.code(), -1, "{dying:?}");
+    assert_eq!(count(&database, "tenantd.template where completed_at is null").await, 1);
+    execute(&database, "update tenantd.registry set keeper_until = now()").await;
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ()")]);
+    let daemon = program.start();
+    until("the second set's template alone", SOON, async || {
+        count(&database, "tenantd.template where version = 2 and completed_at is not null").await == 1
+            && count(&database, "tenantd.template").await == 1
+    })
+    .await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    database.finish().await;
+}

@@ -162,6 +162,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Whether it runs, or stands still.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Every line of log so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

@@ -4,6 +4,7 @@ use super::judge::{Plan, SCHEMA};
 use super::{Adopt, Report};
 use crate::commands::given::Given;
 use crate::error::Result;
+use crate::fail_points::{Point, reach};
 use crate::isolation::database::executor;
 use crate::migrations::MigrationSet;
 use crate::pg::{Executor, History};
@@ -60,7 +61,9 @@ async fn one(given: &Given, registry: &Registry, plan: &Plan, arguments: &Adopt)
             migration_set: migration_set.as_deref(),
             detail: &detail,
         };
-        registry.adopt(claim.as_ref(), adoption).await
+        registry.adopt(claim.as_ref(), adoption).await?;
+        reach(Point::Adopted).await;
+        Ok(())
     };
     match &claim {
         Some(claim) => under_lease(registry, claim, work).await,
@@ -81,10 +84,14 @@ async fn baseline(given: &Given, registry: &Registry, plan: &Plan, set: &Migrati
     let (name, owner) = (&plan.database.name, settings.owner.as_deref().unwrap_or_else(|| given.config.main.user()));
     if plan.database.owner != owner {
         registry.own_database(&plan.database, &plan.key, owner).await?;
+        reach(Point::Owned).await;
     }
     let session = given.server.connect(Some(name), &format!("tenantd:{}", plan.key)).await?;
     let executor = Executor { history: History::tenant(SCHEMA), ..executor(set, settings, &registry.worker) };
     let written = executor.baseline(&session).await;
     session.close().await;
+    if written.is_ok() {
+        reach(Point::Baselined).await;
+    }
     written.map_err(|error| error.context(format!("write down what the database {name:?} has")))
 }

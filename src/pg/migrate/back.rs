@@ -50,7 +50,7 @@ impl Executor<'_> {
                 }
             };
             if let Some(done) = done {
-                reach(Point::Undone);
+                reach(Point::Undone).await;
                 ran.push(done);
             }
         }

@@ -22,6 +22,7 @@ use self::failure::{Script, of_ours, of_sql};
 pub use self::history::{AppliedRow, History};
 use self::statements::Run;
 use crate::error::{Error, Kind, Result};
+use crate::fail_points::{Point, reach};
 use crate::migrations::compare::{Recorded, compare};
 use crate::migrations::split::{Statement, split};
 use crate::migrations::{Migration, MigrationSet, Mode};
@@ -183,6 +184,7 @@ impl Executor<'_> {
         if self.pending(&rows)?.first().is_none_or(|first| first.version != next.version) {
             return Ok(false);
         }
+        reach(Point::MigrationBegun).await;
         self.send_and_commit(client, next.into(), &self.finish(next)).await.map(|()| true)
     }
 

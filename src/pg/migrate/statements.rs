@@ -194,9 +194,7 @@ impl Executor<'_> {
             }
             let may_be_done = index == begin.done && begin.maybe_one_more;
             Self::run_one(client, run, *statement, may_be_done).await?;
-            if run.back_to.is_some() {
-                reach(Point::StatementUndone);
-            }
+            reach(if run.back_to.is_some() { Point::StatementUndone } else { Point::StatementDone }).await;
             if index >= begin.done && index + 1 < statements.len() {
                 let count = self.count(run, Some(index + 1), started);
                 client.batch_execute(&count).await.doing(|| count_of(run)).map_err(of_ours)?;
