@@ -117,7 +117,7 @@ async fn near(number: usize, rounds: usize) -> Vec<Measure> {
     let history = "begin; set local role tenant_owner;
                    create table public.floor_history (name text primary key, done_at timestamptz not null); commit";
     door.run_in_each(&fleet.databases, history.to_owned(), PARALLEL).await;
-    let at_once = program.clone().setting("rollout.canary", "0").setting("rollout.waves", "[\"100%\"]");
+    let at_once = program.clone().setting("rollout.canary", "0").setting("rollout.waves", "100%");
     let (mut ours, mut all_at_once) = (Samples::default(), Samples::default());
     let (mut floor, mut with_history) = (Samples::default(), Samples::default());
     for _ in 0..rounds {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::sweep::Candidate;
+use super::sweep::{BEHIND, Candidate};
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 
@@ -20,11 +20,6 @@ pub struct Canaries {
     /// They were not tried yet.
     pub left: i64,
 }
-
-/// Tenants that can get a newer set: ready, and nothing else to be done for them.
-pub(super) const BEHIND: &str =
-    "from tenantd.tenant t where t.state = 'ready' and t.work = 'idle' and t.migration_set = any ($1)
-    and coalesce(t.leased_until <= now(), true)";
 
 /// For each canary so many tenants are looked at: to tell the size of one takes the server half a millisecond.
 const SAMPLE: usize = 8;

@@ -2,7 +2,6 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-use super::tenants::TENANTS;
 use super::{Registry, field};
 use crate::error::{Error, Result};
 use crate::tenant::{State, Work};
@@ -108,6 +107,17 @@ fn literally(letter: char) -> String {
 fn beginning(word: &str) -> String {
     word.chars().map(literally).collect::<String>() + "%"
 }
+
+/// Every tenant, as `t`. A deleted one that signed up again is what it is about to be.
+pub(super) const TENANTS: &str = "(
+    select key, name, state::text, work::text, attempt, failures, due_at, leased_until, leased_by, error_kind, error_text, error_sqlstate,
+           error_step, version, migrated_at, migration_set, database_oid, verified_at, cluster, created_at, ready_at
+    from tenantd.tenant o where state <> 'deleted' or not exists (select from tenantd.signup s where s.key = o.key)
+    union all
+    select key, null, 'requested', 'due', 0, 0, min(signed_up_at), null, null, null, null, null,
+           null, null, null, null, null, null, 'main', min(signed_up_at), null
+    from tenantd.signup s where not exists (select from tenantd.tenant o where o.key = s.key and o.state <> 'deleted') group by key
+) t";
 
 impl Registry {
     /// The keys of the tenants that `words` mean, in their order: each a key, a database's name, or the beginning of exactly one of them.

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::canaries::BEHIND;
 use super::claim::damaged;
 use super::events::EVENTS_KEPT;
 use super::lookup::{Filter, Values};
@@ -141,6 +140,11 @@ cut as (
             (2 * ceil((select count(*) from tenantd.tenant where state = 'ready') * $10 / $6))::bigint end
     ) longest order by 1 desc, 2 desc limit 1
 )";
+
+/// Tenants that can get a newer set: ready, and nothing else to be done for them.
+pub(super) const BEHIND: &str =
+    "from tenantd.tenant t where t.state = 'ready' and t.work = 'idle' and t.migration_set = any ($1)
+    and coalesce(t.leased_until <= now(), true)";
 
 /// The first parameter behind those that every sweep has.
 const BEHIND_OURS: usize = 15;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::lookup::Filter;
+use super::lookup::{Filter, TENANTS};
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
 use crate::tenant::{State, Work};
@@ -121,17 +121,6 @@ pub struct Page<'a> {
     /// Whether their databases are measured, which reads each one's folder.
     pub sized: bool,
 }
-
-/// Every tenant, as `t`. A deleted one that signed up again is what it is about to be.
-pub(super) const TENANTS: &str = "(
-    select key, name, state::text, work::text, attempt, failures, due_at, leased_until, leased_by, error_kind, error_text, error_sqlstate,
-           error_step, version, migrated_at, migration_set, database_oid, verified_at, cluster, created_at, ready_at
-    from tenantd.tenant o where state <> 'deleted' or not exists (select from tenantd.signup s where s.key = o.key)
-    union all
-    select key, null, 'requested', 'due', 0, 0, min(signed_up_at), null, null, null, null, null,
-           null, null, null, null, null, null, 'main', min(signed_up_at), null
-    from tenantd.signup s where not exists (select from tenantd.tenant o where o.key = s.key and o.state <> 'deleted') group by key
-) t";
 
 const AGE: &str = "greatest(extract(epoch from clock_timestamp() - p.created_at), 0)::float8 as age,
     case when p.leased_until > now() then extract(epoch from p.leased_until - now())::float8 end as lasts";
