@@ -7,6 +7,7 @@ mod adopt;
 mod at_commit;
 mod backing_up;
 mod bounds;
+mod burdens;
 mod catalogue;
 mod check;
 mod claims;
@@ -27,6 +28,8 @@ pub mod fleet;
 mod going_back;
 mod harness;
 mod holding;
+mod hostile;
+mod inserting;
 pub mod life;
 #[cfg(debug_assertions)]
 mod life_crashes;
@@ -45,9 +48,11 @@ pub mod pages;
 mod program;
 mod provisioning;
 mod restoring;
+mod rights;
 #[cfg(debug_assertions)]
 mod rollback;
 mod rollouts;
+mod secrets;
 mod service;
 mod serving;
 mod sessions;
