@@ -50,8 +50,8 @@ impl Wanted {
         self.current(templates).is_some() || templates.iter().any(newer)
     }
 
-    /// The template that clones are made of now: that of a newer set, ours, or the last good one. A set whose canaries have not passed yet comes
-    /// last.
+    /// The template that clones are made of now: that of a newer set, ours, or the last good one. A set whose canaries have not passed yet, or
+    /// that was given up, comes last.
     #[must_use]
     pub fn serving<'a>(&self, templates: &'a [Template]) -> Option<&'a Template> {
         let serving = templates.iter().filter(|template| template.serves());

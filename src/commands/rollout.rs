@@ -121,6 +121,9 @@ impl Shown {
             text.push_str(&format!("driven by {}\n", output::line(driver)));
         }
         match (&self.canaries, rollout.passed) {
+            _ if rollout.state == RolloutState::Aborted => {
+                text.push_str("given up: new tenants get the version before, where its template is there yet\n");
+            }
             (_, true) => text.push_str("canaries: passed; new tenants get it\n"),
             (Some(stand), false) => text.push_str(&format!(
                 "canaries: {} have it, {} failed, {} are left; new tenants get the version before\n",
@@ -131,6 +134,7 @@ impl Shown {
         text.push_str(&format!("behind: {} of {} tenants\n", self.left, rollout.behind.max(self.left)));
         if let (Some((average, longest)), Some(left)) = (rollout.took, self.estimate())
             && self.left > 0
+            && rollout.state != RolloutState::Aborted
         {
             text.push_str(&format!(
                 "estimate: {} for the rest with {} lanes; a canary took {} on average and {} at most, and no lock was held longer\n",

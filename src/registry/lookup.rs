@@ -197,6 +197,9 @@ impl Registry {
         let near: Vec<String> = near.into_iter().filter(|(like, _)| *like > 0.7).take(3).map(|(_, key)| key).collect();
         let error = Error::usage(format!("there is no tenant {word:?}"));
         Ok(match near.as_slice() {
+            [] if word.chars().count() < SHORTEST => error.hint(format!(
+                "a beginning means a tenant from {SHORTEST} letters on; `tenantd list` shows all of them"
+            )),
             [] => error.hint("`tenantd list` shows all of them"),
             near => error.hint(format!("the nearest: {}", near.join(", "))),
         })

@@ -70,13 +70,13 @@ pub struct Stray {
 }
 
 /// The template that serves: of the set asked for, or of a newer one, before those behind it, which were good once. One of a set whose
-/// canaries have not passed yet comes last.
+/// canaries have not passed yet, or that was given up, comes last.
 const SERVING: &str = "
 select p.name, p.migration_set, p.version, p.access, p.bytes
 from tenantd.template p join pg_database d on d.datname = p.name and d.oid = p.database_oid
 left join tenantd.rollout r on r.migration_set = p.migration_set
 where p.completed_at is not null and p.retired_at is null and d.datconnlimit = -1
-order by (r.migration_set is null or r.passed_at is not null) desc, p.migration_set = any ($1) desc, p.migration_set = $2 desc, p.shape = $3 desc, p.completed_at desc limit 1";
+order by (r.migration_set is null or r.passed_at is not null and r.state <> 'aborted') desc, p.migration_set = any ($1) desc, p.migration_set = $2 desc, p.shape = $3 desc, p.completed_at desc limit 1";
 
 /// Whether the spare `s` is whole, and was taken for an attempt that has died.
 pub(super) const RELEASED: &str = "s.made_at is not null and s.key is not null

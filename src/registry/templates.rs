@@ -75,7 +75,7 @@ impl Registry {
         let rows = self
             .query(
                 "select p.name, p.migration_set, p.shape, coalesce(p.bytes, 0) as bytes, p.failures, p.retired_at is not null as retired,
-                        not exists (select from tenantd.rollout r where r.migration_set = p.migration_set and r.passed_at is null) as open,
+                        not exists (select from tenantd.rollout r where r.migration_set = p.migration_set and (r.passed_at is null or r.state = 'aborted')) as open,
                         extract(epoch from now() - p.completed_at)::float8 as completed,
                         greatest(extract(epoch from p.due_at - now()), 0)::float8 as due_in,
                         coalesce(d.oid = p.database_oid and d.datconnlimit = -1 and not d.datallowconn, false) as whole,

@@ -115,10 +115,13 @@ async fn settle(
     server: &mut Server,
 ) -> Vec<(Option<Ended>, bool)> {
     let to_record = |told: &Told| matches!(told, Told::Brought(Brought::Unrecorded(_)));
+    // A failure is told at once: it may be one too many.
+    let failed = |told: &Told| matches!(told, Told::Brought(Brought::Ended(_)));
     if batch.iter().any(to_record) {
         let deadline = Instant::now() + TOGETHER;
         // Nothing comes any more when all lanes have ended.
         while batch.len() < AT_ONCE
+            && !batch.iter().any(failed)
             && let Ok(Some(more)) = timeout_at(deadline, told.recv()).await
         {
             batch.push(more);

@@ -118,6 +118,8 @@ async fn a_beginning_means_one_tenant_or_none() {
         one("alpha-14").await,
         Err("there is no tenant \"alpha-14\"\nhint: the nearest: alpha-1, alpha-12, alpha-13".to_owned())
     );
+    let short = "a beginning means a tenant from 4 letters on; `tenantd list` shows all of them";
+    assert_eq!(one("zz").await, Err(format!("there is no tenant \"zz\"\nhint: {short}")));
     assert_eq!(
         one("xyzzy").await,
         Err("there is no tenant \"xyzzy\"\nhint: `tenantd list` shows all of them".to_owned())

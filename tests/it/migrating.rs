@@ -144,6 +144,26 @@ async fn a_rollout_is_shown_and_ordered() {
     scene.database.finish().await;
 }
 
+/// Goal: a set that was given up reaches no new tenant either, while a template from before is there. Method: a paused rollout whose canaries have
+/// passed; one tenant is made before it is given up, one after.
+#[tokio::test]
+async fn a_rollout_that_was_given_up_reaches_no_new_tenant() {
+    let scene = Scene::of(2).await;
+    scene.run(&["rollout", "pause"], 1).await;
+    let keys = ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"];
+    let passed = "update tenantd.rollout set passed_at = now()";
+    scene.database.superuser().await.batch_execute(passed).await.expect("as if the canaries had passed");
+    scene.run(&["create", keys[0]], 0).await;
+    let shown = scene.run(&["rollout", "abort"], 0).await.stdout;
+    assert!(shown.contains("given up: new tenants get the version before"), "{shown}");
+    scene.run(&["create", keys[1]], 0).await;
+    assert_eq!((scene.version(keys[0]).await, scene.version(keys[1]).await), (2, 1));
+    scene.run(&["rollout", "resume"], 0).await;
+    scene.run(&["migrate"], 0).await;
+    assert_eq!(scene.version(keys[1]).await, 2);
+    scene.database.finish().await;
+}
+
 /// Goal: wrong use is told before anything happens.
 #[tokio::test]
 async fn wrong_use_is_refused() {
