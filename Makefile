@@ -6,6 +6,9 @@
 # Where rustup puts cargo, for shells that have not read its settings yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
+# Most tests wait for a server or a daemon most of their time: more of them at once than there are cores.
+export RUST_TEST_THREADS ?= 3
+
 .PHONY: test test-long chaos demo bench bench-quick needs
 
 test: needs

@@ -391,17 +391,24 @@ $$;
 revoke all on function tenantd.wait(text, interval) from public;
 
 -- Makes tenants of keys that signed up, and of deleted ones that did so again. Returns these; keys that have a tenant already are passed over, and
--- those of tenants that are being deleted are written down for when that is done.
+-- those of tenants that are being deleted are written down for when that is done. A key that is too long for an index could name no tenant, and
+-- would keep those that come with it from being taken in: it is left out, with a warning.
 -- In plpgsql, as all that signups wait for: it keeps its plans from call to call.
 create or replace function tenantd.request(keys text[], since timestamptz[]) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 as $$
+declare
+    longest constant bigint := (select max(octet_length(key)) from unnest(request.keys) key);
 begin
+    if longest > 1000 then
+        raise warning 'tenantd: a key of % bytes can name no tenant, and is left out', longest;
+    end if;
     return query
     with asked as (
-        select a.key, min(a.since) as since from unnest(request.keys, request.since) a (key, since) group by a.key
+        select a.key, min(a.since) as since from unnest(request.keys, request.since) a (key, since)
+        where octet_length(a.key) <= 1000 group by a.key
     ), fresh as (
         insert into tenantd.tenant as t (key, due_at, created_at) select asked.key, asked.since, asked.since from asked
         on conflict (key) do nothing returning t.key

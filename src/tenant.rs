@@ -154,7 +154,38 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// No two keys may come to one name, so only one spelling of a uuid is taken.
+        #[test]
+        fn a_name_gives_its_key_back(number: u128, spelling in 0..7_usize, other in ".{0,60}") {
+            let uuid = Uuid::from_u128(number);
+            let key = match spelling {
+                0 => uuid.to_string(),
+                1 => uuid.to_string().to_uppercase(),
+                2 => uuid.simple().to_string(),
+                3 => uuid.braced().to_string(),
+                4 => uuid.urn().to_string(),
+                5 => format!("{uuid} "),
+                _ => other,
+            };
+            match database_name("tenant_", &key) {
+                Ok(name) => {
+                    prop_assert_eq!(name.strip_prefix("tenant_").unwrap().replace('_', "-"), key);
+                    prop_assert!(name.len() <= MAX_IDENTIFIER_BYTES);
+                }
+                Err(error) => prop_assert!(error.kind() == Kind::BadKey && key != uuid.to_string()),
+            }
+        }
+
+        #[test]
+        fn markers_of_two_keys_differ(one in ".{0,20}", other in ".{0,20}") {
+            prop_assert_eq!(Marker::of(Uuid::nil(), &one) == Marker::of(Uuid::nil(), &other), one == other);
+        }
+    }
 
     #[test]
     fn a_uuid_becomes_a_name() {

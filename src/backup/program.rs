@@ -50,6 +50,9 @@ impl Programs {
 async fn version(program: &Path) -> Result<String> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
+    for name in config::secret_variables() {
+        command.env_remove(name);
+    }
     let output =
         command.output().await.map_err(|error| Error::usage(format!("start {}", program.display())).because(error))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -31,8 +31,8 @@ pub struct Psql {
     pub arguments: Vec<OsString>,
 }
 
-/// Becomes psql, connected to the tenant as tenantd is: exit code, signals and terminal are psql's from then on. Host, role, TLS and password go by
-/// the variables of the process, never by its arguments, which everybody on the machine may read.
+/// Becomes psql, connected to the tenant as tenantd is: exit code, signals and terminal are psql's from then on. Host, role and TLS go by the
+/// variables of the process, the password by a file in memory; nothing by its arguments, which everybody on the machine may read.
 ///
 /// # Errors
 /// No tenant is called so, several are, or it is not ready; the password cannot be had; psql is not there. The main database cannot be reached.

@@ -17,6 +17,7 @@ pub(crate) use endpoint::{Endpoint, Place, SslMode};
 use known::Values;
 
 use crate::error::{Error, Result};
+use crate::tenant::MAX_IDENTIFIER_BYTES;
 
 /// The built-in `main.connect_timeout`. A `connect_timeout` in the URL counts only while the setting still has this value.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,10 +141,19 @@ impl Connection {
                 Error::usage("the connection has no user").hint("name it in main.url: postgresql://USER@host/database")
             })?,
         };
+        let database = values.get("dbname").unwrap_or(&user).to_owned();
+        for (what, name) in [("user", &user), ("database", &database)] {
+            if name.len() > MAX_IDENTIFIER_BYTES {
+                let cut = format!("the {what} of the connection has {} bytes: Postgres cuts names off", name.len());
+                return Err(
+                    Error::usage(cut).hint(format!("no {what} has a name of more than {MAX_IDENTIFIER_BYTES} bytes"))
+                );
+            }
+        }
         let roots = roots(&values, home.as_ref());
         Ok(Connection {
             endpoints: endpoint::read(&values, &roots)?,
-            database: values.get("dbname").unwrap_or(&user).to_owned(),
+            database,
             user,
             password: Password {
                 command: parts.password_command.as_deref().map(SecretString::from),

@@ -176,6 +176,14 @@ fn variable_layers(variables: &Variables, problems: &mut Vec<Problem>) -> Vec<La
         let Some(rest) = name.strip_prefix(PREFIX).map(str::to_lowercase) else { continue };
         if rest.contains("__") {
             let key = rest.replace("__", ".");
+            if key.split('.').any(str::is_empty) {
+                problems.push(Problem::new(
+                    name,
+                    &variable.place,
+                    "no such variable; it is TENANTD_, a table, __ and a key",
+                ));
+                continue;
+            }
             layers.push(Layer::one(&variable.place, &key, typed(&key, &variable.text)));
         } else if let Some(meant) = Raw::keys().iter().find(|key| key.replace('.', "_") == rest) {
             // Others without `__` are left alone: Kubernetes makes TENANTD_PORT and its like for a service of our name.

@@ -129,6 +129,7 @@ mod tests {
     use std::fs;
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
@@ -464,6 +465,81 @@ mod tests {
             ("host=h password=p", "***"),
         ] {
             assert_eq!(hide_password(url), shown);
+        }
+    }
+
+    fn any_value() -> impl Strategy<Value = String> {
+        let words =
+            ["", "true", "auto", "commit", "public", "\"a\"", "1h", "10%", "0", "a,b", "[]", "127.0.0.1:1", "off"];
+        prop_oneof![
+            ".{0,30}",
+            "-?[0-9]{1,25}",
+            "[0-9]{1,20}(\\.[0-9]{1,3})?(ms|s|m|h|d|y|%)( [0-9]{1,3}s)?",
+            proptest::sample::select(words.to_vec()).prop_map(str::to_owned),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Written as a variable, a flag or in the file: a value is taken, or refused with its key.
+        #[test]
+        fn any_text_is_a_value_or_an_error_that_names_the_key(
+            key in proptest::sample::select(Raw::keys()), text in any_value(), form in 0..4_usize,
+        ) {
+            let (table, name) = key.split_once('.').unwrap();
+            let place = match form {
+                0 => Place::new().variable(&format!("TENANTD_{}", key.to_uppercase().replace('.', "__")), &text),
+                1 => Place::new().flag(&key, &text),
+                2 => Place::new().file(&format!("[{table}]\n{name} = {}\n", toml::Value::from(text.as_str()))),
+                _ => Place::new().file(&format!("[{table}]\n{name} = [{}]\n", toml::Value::from(text.as_str()))),
+            };
+            match place.load() {
+                Ok(loaded) => {
+                    let setting = loaded.settings().iter().find(|setting| setting.key == key).unwrap();
+                    prop_assert!(setting.place != "built-in", "{:?}", setting);
+                }
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), Kind::Usage);
+                    let told = error.chain();
+                    // The connection's own words for its parameters are those of libpq.
+                    let named = told.contains(&key) || table == "main" && told.contains(name);
+                    prop_assert!(named || told.contains("settings file"), "{}: {}", key, told);
+                }
+            }
+        }
+
+        #[test]
+        fn any_file_and_any_variable_is_taken_or_refused(
+            file in "(\\[(main|work|tenant|\\[?x)\\]?\\]?\n|[a-z.\"']{1,8} ?= ?[0-9a-z\"'\\[\\]{},.-]{0,8}\n|.{0,10}\n){0,6}",
+            name in "[A-Za-z0-9_.]{0,14}", text in any_value(),
+        ) {
+            let place = Place::new().file(&file).env_file(&file).variable(&format!("TENANTD_{name}"), &text);
+            if let Err(error) = place.load() {
+                prop_assert_eq!(error.kind(), Kind::Usage);
+            }
+            let alone = Place::new().variable(&format!("TENANTD_{name}"), &text);
+            if let Err(error) = alone.load() {
+                let key = name.to_lowercase().replace("__", ".");
+                prop_assert!(error.chain().contains(&key) || error.chain().contains(&name), "{}: {}", name, error.chain());
+            } else if name.contains("__") {
+                let key = name.to_lowercase().replace("__", ".");
+                prop_assert!(Raw::keys().contains(&key), "{} was taken for nothing", name);
+            }
+        }
+
+        /// In a line of any shape, in a file of any shape.
+        #[test]
+        fn no_password_is_told_whatever_the_file_holds(
+            line in "(main\\.)?(url[ =\"'\\[]{1,4}postgresql://u:|password_command[ =\"'\\[]{1,4}|passwort ?= ?[\"']?)",
+            end in "[\"'@/?#=&%,\\]\n a-z]{0,12}",
+        ) {
+            let place = Place::new().file(&format!("[main]\n{line}swordfish{end}\n"));
+            let told = match place.load() {
+                Ok(loaded) => format!("{loaded:?}"),
+                Err(error) => format!("{} {error:?}", error.chain()),
+            };
+            prop_assert!(!line.contains('=') || !told.contains("swordfish"), "{}", told);
         }
     }
 }

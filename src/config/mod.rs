@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use connection::Connection;
 pub use load::{Loaded, Setting, load};
 pub use rollout::{Rollout, Share};
-pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, user_name};
+pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, secret_variables, user_name};
 
 /// Every setting, checked.
 #[derive(Debug, Clone)]

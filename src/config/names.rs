@@ -74,7 +74,35 @@ pub(super) fn prefix(written: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn quoted(name: &str) -> String {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    proptest! {
+        #[test]
+        fn a_quoted_name_comes_back_equal_or_is_refused(one in ".{1,40}|[\"'.;$\\\\ -]{1,70}", other in "[^\0]{1,40}") {
+            let fits = |name: &str| name.len() <= MAX_IDENTIFIER_BYTES && !name.chars().any(char::is_control);
+            prop_assert_eq!(name(&quoted(&one)).ok(), fits(&one).then(|| one.clone()));
+            let both = table(&format!("{}.{}", quoted(&one), quoted(&other))).ok();
+            prop_assert_eq!(both, (fits(&one) && fits(&other)).then(|| (one.clone(), other.clone())));
+        }
+
+        #[test]
+        fn whatever_is_taken_is_no_longer_than_postgres_takes(written in ".{0,80}|[\"a.]{0,12}") {
+            let names = [name(&written).ok(), table(&written).ok().map(|(schema, _)| schema), table(&written).ok().map(|(_, name)| name)];
+            for name in names.into_iter().flatten() {
+                prop_assert!(!name.is_empty() && name.len() <= MAX_IDENTIFIER_BYTES, "{:?}", name);
+            }
+            if prefix(&written).is_ok() {
+                let uuid = "123e4567-e89b-12d3-a456-426614174000";
+                prop_assert!(crate::tenant::database_name(&written, uuid).unwrap().len() <= MAX_IDENTIFIER_BYTES);
+            }
+        }
+    }
 
     #[test]
     fn tables_are_read_with_and_without_schema_and_quotes() {

@@ -80,6 +80,16 @@ pub fn user_name() -> String {
     }
 }
 
+/// The process's variables that may hold our password, for whoever starts a program that has no business with it.
+#[must_use]
+pub fn secret_variables() -> Vec<OsString> {
+    let ours = |name: &OsString| {
+        let name = name.to_string_lossy().to_uppercase();
+        name.starts_with("TENANTD_MAIN__") || name == "DATABASE_URL" || name == "PGPASSWORD"
+    };
+    std::env::vars_os().map(|(name, _)| name).filter(ours).collect()
+}
+
 /// Variables by name. `Debug` prints the names alone, since values may be passwords.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);

@@ -36,6 +36,15 @@ pub fn folder(folder: &Path) -> Result<MigrationSet> {
     read_folder(folder, Audience::Tenant)
 }
 
+/// The tenant migrations in `files`, each a name and its bytes, as if they lay in a folder.
+///
+/// # Errors
+/// As for [`folder`].
+pub fn of_files(files: Vec<(String, Vec<u8>)>) -> Result<MigrationSet> {
+    let files = files.into_iter().map(|(name, bytes)| File { name, content: Ok(bytes) });
+    read_files("files", "", files.collect(), Audience::Tenant)
+}
+
 pub(super) fn read_folder(folder: &Path, audience: Audience) -> Result<MigrationSet> {
     let shown = folder.display().to_string();
     let files = list(folder).map_err(|error| {
@@ -289,6 +298,8 @@ fn parse_breaking(said: &str) -> Option<Breaking> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::error::Kind;
 
@@ -433,5 +444,71 @@ mod tests {
         assert!(super::folder(folder.path()).unwrap_err().to_string().ends_with("0002_b.sql is a folder"));
         let missing = super::folder(&folder.path().join("missing")).unwrap_err();
         assert_eq!(missing.kind(), Kind::Usage);
+    }
+
+    /// `^[0-9]+_[A-Za-z0-9_-]+(\.up|\.down)?\.sql$`, by hand and from the other end.
+    fn fits(name: &str) -> bool {
+        let Some(stem) = name.strip_suffix(".sql") else { return false };
+        let stem = stem.strip_suffix(".up").or_else(|| stem.strip_suffix(".down")).unwrap_or(stem);
+        let digits = stem.chars().take_while(char::is_ascii_digit).count();
+        let rest: Vec<char> = stem.chars().skip(digits).collect();
+        let plain = rest.iter().skip(1).all(|&c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        let version = stem[..digits].trim_start_matches('0');
+        let known = (1..=19).contains(&version.len()) && version.parse::<i64>().is_ok();
+        digits > 0 && rest.len() > 1 && rest[0] == '_' && plain && known
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_taken_by_their_form_alone(
+            name in "[0-9]{0,20}_?[a-zA-Z_é.-]{0,6}(\\.up|\\.down)?(\\.sql)?|.{0,30}|[0-9]{1,3}_[a-z/\\n ]{1,5}\\.sql",
+        ) {
+            let read = parse_name(&name);
+            prop_assert_eq!(read.is_ok(), fits(&name), "{:?}", name);
+            if let Ok(parts) = read {
+                let digits = name.split('_').next().unwrap_or_default();
+                prop_assert_eq!(parts.version.to_string(), digits.trim_start_matches('0'));
+                let middle = format!("_{}.", parts.name);
+                prop_assert!(name.contains(&middle) && parts.is_down == name.contains(".down."), "{}", name);
+            }
+        }
+
+        /// What is taken is whole: each file once, each text as it was, in order.
+        #[test]
+        fn any_folder_is_taken_whole_or_refused_by_name(
+            files in proptest::collection::btree_map(
+                "(0{0,2}[1-9]_(a|b)(\\.up|\\.down)?\\.sql|README|\\.x|.{0,8})",
+                prop_oneof![
+                    Just(b"select 1".to_vec()),
+                    "(-- (tenantd: (no-transaction|breaking = no, x|oops))?\n)?(begin|select '.{0,3}'|copy t from stdin|;){1,2}".prop_map(String::into_bytes),
+                    proptest::collection::vec(any::<u8>(), 0..20),
+                ],
+                0..5,
+            ),
+        ) {
+            let given: Vec<_> = files.clone().into_iter().collect();
+            match of_files(given) {
+                Ok(set) => {
+                    let mut taken = 0;
+                    for migration in set.migrations() {
+                        for (file, sql) in std::iter::once((&migration.file, &migration.sql))
+                            .chain(migration.down.iter().map(|down| (&down.file, &down.sql)))
+                        {
+                            let bytes = &files[file.as_str()];
+                            prop_assert!(bytes.ends_with(sql.as_bytes()) && bytes.len() - sql.len() <= 3, "{:?}", file);
+                            taken += 1;
+                        }
+                    }
+                    prop_assert_eq!(taken, files.keys().filter(|name| !is_ignored(name)).count());
+                    prop_assert!(set.migrations().is_sorted_by_key(|migration| migration.version));
+                }
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), Kind::Usage);
+                    let told = error.to_string();
+                    let refused = files.keys().any(|name| !is_ignored(name) && told.contains(name.as_str()));
+                    prop_assert!(refused || told.contains("holds no migration"), "{}", told);
+                }
+            }
+        }
     }
 }

@@ -58,40 +58,49 @@ struct Piece {
     /// Begin and end, in bytes; `None` before the first token.
     span: Option<(usize, usize)>,
     parentheses: usize,
-    /// Inside `BEGIN ATOMIC`: one, and one more for each CASE.
-    blocks: usize,
-    last_word: String,
+    /// Whether it begins with CREATE: nothing else has a body.
+    creates: bool,
+    /// Inside `BEGIN ATOMIC … END`.
+    in_body: bool,
+    /// Inside so many CASE of a body.
+    cases: usize,
+    /// The last word in lower case, or the last sign; empty after anything else.
+    last: String,
 }
 
 impl Piece {
     fn may_end(&self) -> bool {
-        self.parentheses == 0 && self.blocks == 0
+        self.parentheses == 0 && !self.in_body
     }
 
     fn take(&mut self, token: &Token<'_>) {
         let end = token.start + token.text.len();
+        let is_first = self.span.is_none();
         self.span = Some((self.span.map_or(token.start, |(start, _)| start), end));
         match token.kind {
             TokenKind::Sign(b'(') => self.parentheses += 1,
             TokenKind::Sign(b')') => self.parentheses = self.parentheses.saturating_sub(1),
             _ => {}
         }
-        if token.kind == TokenKind::Word {
-            self.take_word(token.text.to_lowercase());
-        } else {
-            self.last_word.clear();
+        match token.kind {
+            TokenKind::Word => self.take_word(token.text.to_lowercase(), is_first),
+            TokenKind::Sign(_) => token.text.clone_into(&mut self.last),
+            _ => self.last.clear(),
         }
     }
 
-    fn take_word(&mut self, word: String) {
-        let is_label = self.last_word == "as";
+    fn take_word(&mut self, word: String, is_first: bool) {
+        let is_label = matches!(self.last.as_str(), "as" | ".");
         match word.as_str() {
-            "atomic" if self.last_word == "begin" => self.blocks += 1,
-            "case" if self.blocks > 0 && !is_label => self.blocks += 1,
-            "end" if !is_label => self.blocks = self.blocks.saturating_sub(1),
+            "create" if is_first => self.creates = true,
+            "atomic" if self.creates && self.last == "begin" => self.in_body = true,
+            "case" if self.in_body && !is_label => self.cases += 1,
+            "end" if self.cases > 0 && !is_label => self.cases -= 1,
+            // Elsewhere it is a label, which needs no AS.
+            "end" if matches!(self.last.as_str(), ";" | "atomic") => self.in_body = false,
             _ => {}
         }
-        self.last_word = word;
+        self.last = word;
     }
 
     fn statement(self, sql: &str) -> Option<Statement<'_>> {
@@ -131,6 +140,8 @@ mod tests {
             "create function f() returns int begin atomic select 1; select case when true then 2 end; end",
             "create function f() returns int begin atomic select 1 as end; select 2 as case; end",
             "create procedure p() language sql as $body$ begin; end; $body$",
+            "create procedure p() begin atomic insert into t select 1 end; select t.end, case t.case when 1 then t.end end; end",
+            "create procedure p() begin atomic end",
             "do $$ begin perform 1; end $$",
             "create rule r as on insert to t do also (insert into u values (1); insert into v values (2))",
             "select (select \"end\" from \"begin atomic;\")",
@@ -142,6 +153,7 @@ mod tests {
     #[test]
     fn begin_without_atomic_and_end_of_a_transaction_are_ordinary() {
         assert_eq!(texts("begin; select 1; end; select 2"), ["begin", "select 1", "end", "select 2"]);
+        assert_eq!(texts("select t.begin atomic from t; select 2"), ["select t.begin atomic from t", "select 2"]);
     }
 
     #[test]

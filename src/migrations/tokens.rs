@@ -58,7 +58,7 @@ impl<'a> Iterator for Tokens<'a> {
         let (kind, length) = if is_blank(first) {
             (TokenKind::Blank, run(rest, is_blank))
         } else if rest.starts_with(b"--") {
-            (TokenKind::LineComment, run(rest, |byte| byte != b'\n' && byte != b'\r'))
+            (TokenKind::LineComment, run(rest, |byte| !is_line_end(byte)))
         } else if rest.starts_with(b"/*") {
             (TokenKind::BlockComment, block_comment(rest))
         } else if is_word_start(first) {
@@ -87,6 +87,10 @@ fn run(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
 
 fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c')
+}
+
+fn is_line_end(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
 }
 
 /// Bytes above ASCII all belong to words, as the server has it; so every token ends between two characters.
@@ -136,15 +140,23 @@ fn quoted(bytes: &[u8], quote: u8, escapes: bool) -> usize {
     bytes.len()
 }
 
-/// A string, with what continues it on a following line: there the backslash means what it meant before.
+/// A string, with what continues it on a following line: there the backslash means what it meant before. Comments to the end of a line may stand
+/// between.
 fn string(bytes: &[u8], escapes: bool) -> usize {
     let mut length = quoted(bytes, b'\'', escapes);
     if !escapes {
         return length;
     }
     loop {
-        let next = length + run(&bytes[length..], is_blank);
-        if bytes.get(next) != Some(&b'\'') || !bytes[length..next].iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        let mut next = length;
+        loop {
+            next += run(&bytes[next..], is_blank);
+            if !bytes[next..].starts_with(b"--") {
+                break;
+            }
+            next += run(&bytes[next..], |byte| !is_line_end(byte));
+        }
+        if bytes.get(next) != Some(&b'\'') || !bytes[length..next].iter().copied().any(is_line_end) {
             return length;
         }
         length = next + quoted(&bytes[next..], b'\'', true);
@@ -188,6 +200,8 @@ mod tests {
         assert_eq!(kinds(r"E'\';' x"), [(TokenKind::Word, "E"), (TokenKind::Text, r"'\';'"), (TokenKind::Word, "x")]);
         assert_eq!(kinds(r"e'\\';")[1].1, r"'\\'");
         assert_eq!(kinds("e'a'\n 'b\\';'")[1].1, "'a'\n 'b\\';'");
+        assert_eq!(kinds("e'a' -- c'\n--d\n 'b\\';'")[1].1, "'a' -- c'\n--d\n 'b\\';'");
+        assert_eq!(kinds("e'a' /* c\n */ 'b\\';'")[3].1, r"'b\'");
         assert_eq!(kinds(r"name'\';'")[1].1, r"'\'");
     }
 

@@ -1,17 +1,22 @@
 //! How Postgres's own programs (`pg_dump`, `pg_restore`, `psql`) reach the server: as we do, through libpq's variables of the child alone.
 //!
-//! Nothing is in their arguments, which every user of the machine can read; what our own environment says is taken out first.
+//! Nothing is in their arguments, which every user of the machine can read; what our own environment says is taken out first. Nor is the
+//! password in their environment, which goes on to every child of theirs, a shell of psql's say, and into what those write about themselves:
+//! it stands in a password file of libpq's that no folder knows, in memory, and is gone with the last process that has it.
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::process::Command;
 
 use super::{Server, password};
-use crate::config::Connection;
 use crate::config::connection::{ChannelBinding, Endpoint, Place, Roots, SslMode};
+use crate::config::{Connection, secret_variables};
 use crate::error::{Error, Kind, Result};
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
@@ -63,15 +68,16 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// What a program needs to reach one database. `Debug` shows no password.
+/// What a program needs to reach one database; to be kept until it was started. `Debug` shows no password.
 pub struct Libpq {
     pub(super) values: Vec<(&'static str, OsString)>,
-    password: Option<SecretString>,
+    /// Holds the password, if one was given.
+    passfile: Option<std::fs::File>,
 }
 
 impl fmt::Debug for Libpq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Libpq").field("values", &self.values).finish_non_exhaustive()
+        f.debug_struct("Libpq").field("values", &self.values).field("password", &self.passfile.is_some()).finish()
     }
 }
 
@@ -79,7 +85,7 @@ impl Server {
     /// What a program of Postgres's needs to connect to `database`. The password is asked for anew, as for each connection.
     ///
     /// # Errors
-    /// [`Kind::Login`] when the password could not be had; [`Kind::Tls`] when the system's certificates are not to be found.
+    /// [`Kind::Login`] when the password could not be had, or holds a line break; [`Kind::Tls`] when the system's certificates are not to be found.
     pub async fn libpq(&self, database: &str, application_name: &str) -> Result<Libpq> {
         let connection = self.connection();
         let given = tokio::time::timeout(connection.connect_timeout, password::given(&connection.password)).await;
@@ -99,7 +105,11 @@ impl Server {
         {
             values.push(("PGSSLROOTCERT", roots.into()));
         }
-        Ok(Libpq { values, password })
+        let passfile = password.as_ref().map(passfile).transpose()?;
+        if let Some(file) = &passfile {
+            values.push(("PGPASSFILE", format!("/proc/self/fd/{}", file.as_raw_fd()).into()));
+        }
+        Ok(Libpq { values, passfile })
     }
 }
 
@@ -109,16 +119,33 @@ impl Libpq {
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        for name in KNOWN {
+        for name in KNOWN.map(OsString::from).into_iter().chain(secret_variables()) {
             command.env_remove(name);
         }
         command.envs(self.values.iter().map(|(name, value)| (name, value)));
-        if let Some(password) = &self.password {
-            command.env("PGPASSWORD", password.expose_secret());
-        }
         command.kill_on_drop(true);
         command
     }
+}
+
+/// A file in memory that holds `password` for every server, as libpq reads it. It stays open in children that are started while it is there.
+fn passfile(password: &SecretString) -> Result<std::fs::File> {
+    let password = password.expose_secret();
+    if password.contains(['\n', '\r']) {
+        return Err(Error::new(
+            Kind::Login,
+            "the password holds a line break, and Postgres's programs could not be told it",
+        )
+        .hint("give the role a password of one line"));
+    }
+    let made = (|| {
+        let mut file = std::fs::File::from(memfd_create("tenantd", MemfdFlags::empty())?);
+        // libpq uses none that others could read.
+        fchmod(&file, Mode::RUSR | Mode::WUSR)?;
+        writeln!(file, "*:*:*:*:{}", password.replace('\\', "\\\\").replace(':', "\\:"))?;
+        std::io::Result::Ok(file)
+    })();
+    made.map_err(|error| Error::new(Kind::Other, "hold the password ready for a program of Postgres's").because(error))
 }
 
 fn values(connection: &Connection, database: &str, application_name: String) -> Vec<(&'static str, OsString)> {
@@ -221,7 +248,7 @@ mod tests {
         let libpq = server.libpq("tenant_x", "tenantd:x").await.unwrap();
         assert!(!format!("{libpq:?}").contains("canary"));
         let values = libpq.values.iter().map(|(name, value)| (*name, value.to_string_lossy().into_owned()));
-        (values.collect(), libpq.password.is_some())
+        (values.collect(), libpq.passfile.is_some())
     }
 
     #[tokio::test]
@@ -242,7 +269,19 @@ mod tests {
         for (name, value) in expected {
             assert_eq!(values.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert!(password && !values.contains_key("PGPASSFILE") && !values.contains_key("PGHOSTADDR"), "{values:?}");
+        assert!(password && values["PGPASSFILE"].starts_with("/proc/self/fd/"), "{values:?}");
+        assert!(!values.contains_key("PGPASSWORD") && !values.contains_key("PGHOSTADDR"), "{values:?}");
+    }
+
+    #[tokio::test]
+    async fn a_password_is_in_a_file_of_no_folder_that_only_we_can_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = passfile(&SecretString::from("a:b\\c d'")).unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "*:*:*:*:a\\:b\\\\c d'\n");
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 == 0o600, "{metadata:?}");
+        assert_eq!(passfile(&SecretString::from("a\nb")).unwrap_err().kind(), Kind::Login);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::signup::{Table, Trigger, stands, without_queueing};
+use super::signup::{Table, Trigger, body_literal, filled, stands, without_queueing};
 use super::{Registry, field};
 use crate::config::OnDelete;
 use crate::error::{Error, Result};
@@ -34,15 +34,16 @@ pub struct Departure {
 }
 
 fn body(id: &str) -> String {
-    include_str!("sql/departure.sql").replace("{id}", id)
+    filled(include_str!("sql/departure.sql"), &[("id", id)])
 }
 
 /// The statement that makes the function with this body.
 fn function_sql(body: &str) -> String {
     format!(
         "create or replace function tenantd.departure() returns trigger language plpgsql security definer\n\
-         set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas $tenantd${body}$tenantd$;\n\
-         revoke all on function tenantd.departure() from public;\n"
+         set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas {};\n\
+         revoke all on function tenantd.departure() from public;\n",
+        body_literal(body)
     )
 }
 

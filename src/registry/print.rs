@@ -18,8 +18,10 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
     let (id, schema) = (quote::identifier(&config.signup.id_column), quote::identifier(&config.signup.schema));
     let name = format!("{schema}.{}", quote::identifier(&config.signup.table));
     let me = quote::identifier(config.main.user());
-    let mut sql =
-        format!("-- As an administrator, once:\ncreate role {me} login createdb; -- its password: \\password {me}\n");
+    let mut sql = format!(
+        "-- As an administrator, once:\ncreate role {me} login createdb; -- its password: \\password {}\n",
+        one_line(&me)
+    );
     if let Some(owner) = &config.tenant.owner {
         let owner = quote::identifier(owner);
         sql.push_str(&format!("create role {owner} nologin;\ngrant {owner} to {me}; -- Postgres 16 and later: with inherit true, set true\n"));
@@ -28,7 +30,7 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
         "-- In the main database {}:\ncreate schema tenantd authorization {me};\ngrant usage on schema {schema} to {me};\n\
          grant select ({id}), trigger on {name} to {me}; -- trigger on each partition and child, too\n\n\
          -- What tenantd setup does, and the daemon at each start:\nset role {me};\n",
-        quote::identifier(config.main.database())
+        one_line(&quote::identifier(config.main.database()))
     ));
     for migration in embedded::main()?.migrations() {
         sql.push_str(&migration.sql);
@@ -51,4 +53,9 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
     }
     sql.push_str("reset role;\n");
     Ok(sql)
+}
+
+/// For a comment, which a name with a line break would leave.
+fn one_line(name: &str) -> String {
+    name.replace(char::is_control, " ")
 }

@@ -142,19 +142,14 @@ impl<'a> Function<'a> {
     pub fn body(&self) -> String {
         let ring = if self.notify { include_str!("sql/ring.sql") } else { "" };
         let (declare, write) = match self.hand_over {
-            None => ("", include_str!("sql/write_down.sql").to_owned()),
+            None => ("", filled(include_str!("sql/write_down.sql"), &[("id", self.id)])),
             Some(HandOver { prefix, owner }) => {
-                let write = include_str!("sql/hand_over.sql")
-                    .replace("{prefix}", &quote::literal(prefix))
-                    .replace("{owner}", &quote::literal(owner));
-                ("    keys text[] := '{}';\n", write)
+                let (prefix, owner) = (quote::literal(prefix), quote::literal(owner));
+                let values = [("id", self.id), ("prefix", prefix.as_str()), ("owner", owner.as_str())];
+                ("    keys text[] := '{}';\n", filled(include_str!("sql/hand_over.sql"), &values))
             }
         };
-        include_str!("sql/signup.sql")
-            .replace("{declare}", declare)
-            .replace("{write}", &write)
-            .replace("{ring}", ring)
-            .replace("{id}", self.id)
+        filled(include_str!("sql/signup.sql"), &[("declare", declare), ("write", &write), ("ring", ring)])
     }
 
     /// The statement that makes it.
@@ -162,11 +157,35 @@ impl<'a> Function<'a> {
     pub fn sql(&self) -> String {
         format!(
             "create or replace function tenantd.signup() returns trigger language plpgsql security definer\n\
-             set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas $tenantd${}$tenantd$;\n\
+             set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'\nas {};\n\
              revoke all on function tenantd.signup() from public;\n",
-            self.body()
+            body_literal(&self.body())
         )
     }
+}
+
+/// `template` with each `{name}` as its value. What a value holds is left as it is, also where it looks like a name.
+pub(super) fn filled(template: &str, values: &[(&str, &str)]) -> String {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, behind)) = rest.split_once('{') {
+        text.push_str(before);
+        let found =
+            values.iter().find_map(|(name, value)| Some((*value, behind.strip_prefix(name)?.strip_prefix('}')?)));
+        let (value, after) = found.unwrap_or(("{", behind));
+        text.push_str(value);
+        rest = after;
+    }
+    text + rest
+}
+
+/// The body of a function as SQL, in a dollar quote that the body itself does not hold, whatever the names in it.
+pub(super) fn body_literal(body: &str) -> String {
+    let mut quote = "$tenantd$".to_owned();
+    while body.contains(quote.trim_end_matches('$')) {
+        quote.insert(quote.len() - 1, '_');
+    }
+    format!("{quote}{body}{quote}")
 }
 
 /// The statement that puts the trigger on `on`. It never changes: a role with TRIGGER alone could not drop the trigger, only replace it.
@@ -330,7 +349,7 @@ pub async fn request_missing(client: &Client, table: &Table, prefix: &str) -> Re
 /// it writes nothing.
 ///
 /// A view in the table's place would run its maker's functions as us: only of a table can a sample be taken, and this one is all of it. A cast
-/// of the id may be somebody's function too, hence concat, as in the trigger.
+/// of the id may be somebody's function too, hence concat, as in the trigger. A key too long for the registry is left out there, and here.
 pub(super) fn request_missing_sql(table: &Table) -> String {
     format!(
         "missing as (
@@ -342,7 +361,8 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
                  then 'held' else 'due' end
              from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u
              left join tenantd.tenant t on t.key = u.key
-             where t.key is null and not exists (select from tenantd.signup s where s.key = u.key)
+             where t.key is null and octet_length(u.key) <= 1000
+             and not exists (select from tenantd.signup s where s.key = u.key)
              on conflict (key) do nothing returning key
          ), held as (
              update tenantd.registry set users_held_at = now() where users_held_at is null returning one
@@ -372,5 +392,20 @@ async fn why_unread(client: &Client, table: &Table, error: Error) -> Error {
                 .hint("signup.table must name the table that the application inserts into")
         }
         _ => damaged(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_as_they_are_whatever_they_look_like() {
+        let (id, owner) = ("\"{owner}{ring}$tenantd$\"", "{id}'\\{write}");
+        let hand_over = Some(HandOver { prefix: "tenant_", owner });
+        let body = Function { id, notify: true, hand_over }.body();
+        assert!(body.contains(&format!("concat(new.{id})")) && body.contains(&quote::literal(owner)), "{body}");
+        let sql = Function { id, notify: true, hand_over }.sql();
+        assert!(sql.contains("as $tenantd_$\n") && sql.contains("end\n$tenantd_$;"), "{sql}");
     }
 }

@@ -53,9 +53,10 @@ async fn a_backup_is_whole_and_private() {
     database.finish().await;
 }
 
-/// Goal: the password reaches the child by its environment alone. Method: a `pg_dump` of the test's own writes down its arguments and variables.
+/// Goal: the password reaches the child by a file in memory, and stands neither in its arguments nor in its environment, not even as part of what
+/// tenantd was told. Method: a `pg_dump` of the test's own writes down its arguments, its variables, and what libpq would read.
 #[tokio::test]
-async fn the_password_is_in_no_argument() {
+async fn the_password_is_in_no_argument_and_no_variable() {
     let database = TestDatabase::new().await;
     let folder = tempfile::tempdir().expect("a folder");
     let program = program(&database, &folder.path().join("backups"));
@@ -63,7 +64,7 @@ async fn the_password_is_in_no_argument() {
     let own = folder.path().join("pg_dump");
     let script = format!(
         "#!/bin/sh\n[ \"$1\" = --version ] && {{ echo 'pg_dump (PostgreSQL) 99.1'; exit 0; }}\n\
-         echo \"$@\" > {0}/arguments; env > {0}/environment; echo 'pg_dump: error: as it should' >&2; exit 1\n",
+         echo \"$@\" > {0}/arguments; env > {0}/environment; cat \"$PGPASSFILE\" > {0}/passfile; echo 'pg_dump: error: as it should' >&2; exit 1\n",
         folder.path().display()
     );
     for name in ["pg_dump", "pg_restore"] {
@@ -76,12 +77,13 @@ async fn the_password_is_in_no_argument() {
     assert!(output.stdout.contains("pg_dump failed: pg_dump: error: as it should"), "{output:?}");
     let arguments = std::fs::read_to_string(folder.path().join("arguments")).expect("read");
     let environment = std::fs::read_to_string(folder.path().join("environment")).expect("read");
-    assert!(
-        !arguments.contains("canary") && environment.contains(&format!("PGPASSWORD={TENANTD_PASSWORD}")),
-        "{arguments}"
-    );
+    let read = std::fs::read_to_string(folder.path().join("passfile")).expect("read");
+    assert_eq!(read, format!("*:*:*:*:{}\n", TENANTD_PASSWORD.replace(':', "\\:")));
+    let (word, encoded) = ("swordfish", "TENANTD_MAIN__URL");
+    assert!(!arguments.contains(word) && !environment.contains(word), "{arguments}\n{environment}");
+    assert!(environment.contains("TENANTD_TENANT__PREFIX=") && !environment.contains(encoded), "{environment}");
     assert!(environment.contains("PGSSLMODE=verify-full"), "{environment}");
-    assert!(!output.stdout.contains("canary") && !output.stderr.contains("canary"), "{output:?}");
+    assert!(!output.stdout.contains(word) && !output.stderr.contains(word), "{output:?}");
     assert_eq!(files(&folder.path().join("backups")), Vec::<PathBuf>::new(), "nothing half written stays");
     database.finish().await;
 }

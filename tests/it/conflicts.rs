@@ -89,6 +89,58 @@ async fn another_registrys_database_is_a_conflict() {
     database.finish().await;
 }
 
+/// Goal: only the whole marker of the very tenant makes a database ours, while the tenant is made and ever after. Method: comments that are nearly
+/// it, on a database that bears the tenant's name before it is made; then on the tenant's own, which no sweep or drop touches then.
+#[tokio::test]
+async fn nearly_our_marker_is_not_ours() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let key = database.sign_up("one@example.org").await;
+    let name = database.tenant_name(&key);
+    let ours = Marker::of(fleet.registry().id, &key).to_string();
+    let another = Marker::of(fleet.registry().id, "another").to_string();
+    let template = format!("tenantd {} template", fleet.registry().id);
+    let nearly = [
+        String::new(),
+        format!("{ours} "),
+        format!(" {ours}"),
+        ours.to_uppercase(),
+        ours[..ours.len() - 1].to_owned(),
+        ours.replace(' ', "  "),
+        format!("{ours}\n"),
+        another,
+        template,
+        "tenantd".to_owned(),
+    ];
+    execute(&database, &format!("create database \"{name}\" owner tenantd")).await;
+    fill(&database, &name).await;
+    let comment = |text: &str| format!("comment on database \"{name}\" is '{text}'");
+    for text in &nearly {
+        execute(&database, &comment(text)).await;
+        let before = portrait(&database, &name).await;
+        let report = fleet.sweep().await;
+        assert_eq!((report.made, report.failed[0].error.kind()), (0, Kind::Conflict), "{text:?}");
+        assert_eq!(portrait(&database, &name).await, before, "{text:?}");
+    }
+    execute(&database, &format!("drop database \"{name}\"")).await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    fill(&database, &name).await;
+    let program = Program::for_database(&database);
+    for text in &nearly[1..4] {
+        execute(&database, &comment(text)).await;
+        execute(&database, "update tenantd.tenant set verified_at = now() - interval '2 days'").await;
+        let before = portrait(&database, &name).await;
+        assert_eq!(fleet.sweep().await.failed.len(), 1, "{text:?}");
+        let dropped = program.run(&["drop", &key, "--skip-backup"]).await;
+        assert!(dropped.code() == 1 && dropped.stderr.contains("does not bear the marker"), "{text:?}: {dropped:?}");
+        assert_eq!(portrait(&database, &name).await, before, "{text:?}");
+    }
+    execute(&database, &comment(&ours)).await;
+    assert_eq!(fleet.sweep().await.failed.len(), 0);
+    fleet.close().await;
+    database.finish().await;
+}
+
 /// Goal: what an interrupted DROP left of ours is cleared away and made anew while nothing relies on it; somebody else's is not. Method: the
 /// mark that Postgres itself sets.
 #[tokio::test]

@@ -244,6 +244,53 @@ async fn files_that_contradict_what_was_applied_stop_those_tenants_alone() {
     database.finish().await;
 }
 
+/// Goal: a sweep by hand over files that contradict what was applied fails, whatever the contradiction, names it, and touches no tenant; files as
+/// they were make it well again. Method: each contradiction in turn, with the built program.
+#[tokio::test]
+async fn a_sweep_by_hand_fails_over_files_that_contradict() {
+    let database = TestDatabase::new().await;
+    let (folder, keys) = three_applied(&database).await;
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    let path = |name: &str| folder.path().join(name);
+    let originals: Vec<_> =
+        std::fs::read_dir(folder.path()).expect("the folder").flatten().map(|file| file.path()).collect();
+    let originals: Vec<_> = originals.iter().map(|path| (path, std::fs::read(path).expect("read"))).collect();
+    let before = (tables(&database, &keys[0]).await, tables(&database, &keys[1]).await);
+    let cases: [(&str, &dyn Fn(), &str); 4] = [
+        (
+            "changed",
+            &|| std::fs::write(path("0002_second.sql"), "create table changed ();").expect("write"),
+            "0002_second.sql was changed",
+        ),
+        (
+            "vanished",
+            &|| std::fs::remove_file(path("0002_second.sql")).expect("remove"),
+            "Migration 2 \"second\" was applied",
+        ),
+        (
+            "renamed",
+            &|| std::fs::rename(path("0002_second.sql"), path("0002_other.sql")).expect("rename"),
+            "0002_other.sql was renamed",
+        ),
+        ("newer", &|| std::fs::remove_file(path("0003_third.sql")).expect("remove"), "left alone with migrations"),
+    ];
+    for (what, break_it, says) in cases {
+        break_it();
+        let swept = program.run(&["--sweep-once"]).await;
+        assert_eq!(swept.code(), 1, "{what}: {swept:?}");
+        let told = format!("{}{}", swept.stdout, swept.stderr);
+        assert!(told.contains(says), "{what}: {told}");
+        assert_eq!((tables(&database, &keys[0]).await, tables(&database, &keys[1]).await), before, "{what}");
+        let _ = std::fs::remove_file(path("0002_other.sql"));
+        for (path, text) in &originals {
+            std::fs::write(path, text).expect("write");
+        }
+        let well = program.run(&["--sweep-once"]).await;
+        assert_eq!(well.code(), 0, "{what}, mended: {well:?}");
+    }
+    database.finish().await;
+}
+
 /// Goal: a tenant newer than this tenantd is left alone. Method: a folder without the newest file, which is what an older daemon carries; it
 /// makes new tenants of the newer daemon's template.
 #[tokio::test]

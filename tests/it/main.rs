@@ -7,6 +7,7 @@ mod adopt;
 mod at_commit;
 mod backing_up;
 mod bounds;
+mod burdens;
 mod catalogue;
 mod check;
 mod claims;
@@ -28,6 +29,8 @@ mod going_back;
 mod half_open;
 mod harness;
 mod holding;
+mod hostile;
+mod inserting;
 mod libpq;
 pub mod life;
 #[cfg(debug_assertions)]
@@ -51,11 +54,13 @@ mod pooler;
 mod program;
 mod provisioning;
 mod restoring;
+mod rights;
 #[cfg(debug_assertions)]
 mod rollback;
 #[cfg(debug_assertions)]
 mod rollout_crashes;
 mod rollouts;
+mod secrets;
 mod service;
 mod serving;
 mod sessions;

@@ -40,7 +40,7 @@ const ROWS: [(&str, &[&str]); 7] = [
 const FUNCTION_LINES: usize = 70;
 const FILE_LINES: usize = 400;
 
-const TOP_LEVEL: [&str; 20] = [
+const TOP_LEVEL: [&str; 21] = [
     "Cargo.toml",
     "Cargo.lock",
     "src",
@@ -53,6 +53,7 @@ const TOP_LEVEL: [&str; 20] = [
     "BENCH.md",
     "benches",
     "examples",
+    "fuzz",
     "docs",
     "Makefile",
     "CHANGELOG.md",

@@ -104,6 +104,11 @@ const OF_FRAMEWORKS: &[&str] = &[
     "uselibpqcompat",
 ];
 
+/// Whether a parameter of this name means anything here, be it that it is refused.
+pub(super) fn is_known(name: &str) -> bool {
+    OF_FRAMEWORKS.contains(&name) || LIBPQ.iter().any(|(known, _, _)| *known == name)
+}
+
 /// Where a value was written, for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {

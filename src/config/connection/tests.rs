@@ -119,6 +119,10 @@ fn what_cannot_be_taken_is_refused_with_its_place_and_without_its_password() {
         ("postgresql://u:12/hunter2@db/app", "a second @, or one behind"),
         ("postgresql://u:x@hunter2@db/app", "a second @, or one behind"),
         ("postgresql://u:12/?hunter2=x@db/app", "an @ behind its first ?"),
+        ("postgresql://u:12@x?hunter2=x@db/app", "an @ behind its first ?"),
+        ("postgresql://u:12@x?a&hunter2@db/app", "an @ behind its first ?"),
+        ("postgresql://u@db/app?password=12&hunter2=x", "a parameter that is not known"),
+        ("host=db password=12 hunter2=x", "no keyword that is known, behind the password, at character 21"),
         ("postgresql://u:hunter2%4@db/app", "the password has a % without"),
         ("postgresql://u:hunter2%zz@db/app", "the password has a % without"),
         ("postgresql://u:hunter2%00@db/app", "the password holds %00"),
@@ -325,6 +329,35 @@ proptest! {
         if let Err(error) = read(&text, &[("USER", "os")]) {
             prop_assert_eq!(error.kind(), Kind::Usage);
         }
+    }
+
+    /// A password that nobody encoded or quoted, with all the signs that move borders.
+    #[test]
+    fn no_password_is_told_whatever_stands_in_it(
+        before in "[a-z:@/?#=&%,'\\\\ \\[\\]é]{0,6}",
+        after in "[a-z:@/?#=&%,'\\\\ \\[\\]é]{0,6}",
+        form in 0..3_usize,
+    ) {
+        let password = format!("{before}{SECRET}{after}");
+        let text = match form {
+            0 => format!("postgresql://u:{password}@db:5432/app?sslmode=require"),
+            1 => format!("host=db user=u password={password} dbname=app"),
+            _ => format!("postgresql://u@db/app?sslmode=require&password={password}"),
+        };
+        let told = match read(&text, &[("USER", "os")]) {
+            // Taken for a host, a user or a database: whoever connects learns of it there, and the URL was no URL.
+            Ok(connection) if connection.describe().contains(SECRET) => String::new(),
+            Ok(connection) => format!("{connection:?}{}", connection.describe()),
+            Err(error) => format!("{} {}", error.chain(), error.advice().unwrap_or_default()),
+        };
+        prop_assert!(!told.contains(SECRET), "{}: {}", text, told);
+    }
+
+    #[test]
+    fn names_that_postgres_would_cut_are_refused(length in 50_usize..80, database: bool) {
+        let name = "n".repeat(length);
+        let url = if database { format!("postgresql://u@db/{name}") } else { format!("postgresql://{name}@db/d") };
+        prop_assert_eq!(read(&url, &[]).is_ok(), length <= 63);
     }
 
     #[test]

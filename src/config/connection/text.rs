@@ -5,6 +5,7 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::known::is_known;
 use crate::error::{Error, Result};
 
 /// Names and values in the order they were written; of two values for one name the later one counts.
@@ -59,11 +60,20 @@ fn url(rest: &str) -> Result<Pairs> {
     hosts_and_ports(hosts, &mut pairs)?;
     push(&mut pairs, "dbname", decode(database, "the database")?);
     if let Some(query) = query {
-        // Without a login in front, an @ back here says that this is no query at all, but the rest of a password.
-        if login.is_none() && query.contains('@') {
+        let before = pairs.len();
+        let read = parameters(query, &mut pairs);
+        let parameters = &pairs[before..];
+        // Without a login in front, or beside what is no parameter, an @ back here says that this is no query at all, but the rest of a password.
+        let is_query = read.is_ok() && parameters.iter().all(|(name, _)| is_known(name));
+        if query.contains('@') && (login.is_none() || !is_query) {
             return Err(Error::usage("the connection URL has an @ behind its first ?").hint(ENCODE));
         }
-        parameters(query, &mut pairs)?;
+        if !is_query && parameters.iter().any(|(name, _)| name == "password") {
+            return Err(
+                Error::usage("the connection URL has a password, and a parameter that is not known").hint(ENCODE)
+            );
+        }
+        read?;
     }
     Ok(pairs)
 }
@@ -144,6 +154,11 @@ fn keywords(text: &str) -> Result<Pairs> {
         })?;
         let (value, behind) = keyword_value(behind.trim_start())
             .ok_or_else(|| Error::usage(format!("a quote is not closed in the value {}", place())))?;
+        // A password with spaces that nobody put in quotes: what looks like a name may be its rest.
+        if !is_known(name) && pairs.iter().any(|(before, _)| before == "password") {
+            let unknown = format!("no keyword that is known, behind the password, {}", place());
+            return Err(Error::usage(unknown).hint("a value that holds spaces stands in single quotes"));
+        }
         pairs.push((name.to_owned(), value));
         rest = behind.trim_start();
     }
