@@ -202,7 +202,9 @@ async fn twenty_installers_at_once_all_succeed() {
     let database = TestDatabase::new().await;
     database.sign_up("before@example.org").await;
     let set = || embedded::tenant().expect("the set");
-    let installing = (0..20).map(|_| Fleet::with_set(config(&database, &[]), set()));
+    // Twenty at once on a busy machine: how long each waits for its connection is no matter here.
+    let settings = [("main.connect_timeout", "60s")];
+    let installing = (0..20).map(|_| Fleet::with_set(config(&database, &settings), set()));
     let fleets: Vec<Fleet> =
         futures_util::future::join_all(installing).await.into_iter().map(|fleet| fleet.expect("install")).collect();
     let changed = fleets.iter().filter(|fleet| !fleet.installed.changes.is_empty()).count();
