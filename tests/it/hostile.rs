@@ -67,7 +67,7 @@ async fn any_key_comes_back_equal_or_is_left_out() {
     let table = "drop table public.users; create table public.users (id text); grant insert on public.users to app;
                  grant select (id), trigger on public.users to tenantd";
     execute(&database, table).await;
-    let fleet = Fleet::install(&database, &[]).await;
+    let fleet = Fleet::install(&database, &[("tenant.max", "100000")]).await;
     let mut keys: BTreeSet<String> = several(&texts(3000), times(300, 10_000)).into_iter().collect();
     let uuid = "5a0c6e5e-9a3f-4a53-8f39-0a6f1a6f0001";
     for odd in [
