@@ -235,6 +235,8 @@ impl TestServer {
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.port).user(role).password(password).dbname(database);
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
+        // By which tenantd's code knows that no pooler is in between.
+        config.options("-c tenantd.session=on");
         (config, MakeTlsConnector::new(connector.expect("a connector")))
     }
 
