@@ -5,7 +5,7 @@
 # Where rustup puts cargo, for shells that have not read its settings yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: test test-long demo bench bench-quick needs
+.PHONY: test test-long test-matrix demo bench bench-quick needs
 
 test: needs
 	cargo fmt --check
@@ -16,6 +16,10 @@ test: needs
 # Each fault as often as docs/faults.md says.
 test-long: needs
 	TENANTD_TEST_LONG=1 cargo test --locked --test it
+
+# The tests on a server of each major version; see .ci/test-matrix for how to choose.
+test-matrix: needs
+	.ci/test-matrix
 
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo
