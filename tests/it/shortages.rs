@@ -11,7 +11,8 @@ use crate::support::database::{APP_PASSWORD, STRANGER_PASSWORD, TestDatabase};
 use crate::support::server::TestServer;
 use crate::support::until::until;
 
-const SOON: Duration = Duration::from_mins(1);
+/// Generous: while the server fails, the daemon tries one tenant at a time, with growing pauses.
+const SOON: Duration = Duration::from_mins(3);
 
 /// Lets a daemon say what a shortage makes it say.
 fn through_a_shortage(daemon: Daemon) -> Daemon {
