@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Most tests wait for a server or a daemon most of their time: more of them at once than there are cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: test test-long chaos demo bench bench-quick needs
+.PHONY: test test-long test-matrix chaos demo bench bench-quick needs
 
 test: needs
 	cargo fmt --check
@@ -25,6 +25,10 @@ MINUTES ?= 10
 SEED ?=
 chaos: needs
 	TENANTD_CHAOS_MINUTES=$(MINUTES) TENANTD_CHAOS_SEED=$(SEED) cargo test --locked --test chaos
+
+# The tests on a server of each major version; see .ci/test-matrix for how to choose.
+test-matrix: needs
+	.ci/test-matrix
 
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo

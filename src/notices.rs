@@ -74,14 +74,21 @@ pub async fn send(
             received = ready.recv_many(&mut keys, AT_ONCE) => if received == 0 { return },
             () = stop.cancelled() => return,
         }
-        let sent = tokio::time::timeout(SENT_WITHIN, send_once(&server, &application_name, &mut session, &keys)).await;
-        let sent =
-            sent.unwrap_or_else(|_| Err(Error::new(Kind::Unreachable, format!("not sent within {SENT_WITHIN:?}"))));
+        let mut sent = in_time(send_once(&server, &application_name, &mut session, &keys)).await;
+        if sent.as_ref().is_err_and(|error| error.kind() == Kind::ReadOnly) {
+            session = None;
+            sent = in_time(send_once(&server, &application_name, &mut session, &keys)).await;
+        }
         if let Err(error) = sent {
             tracing::debug!(error = error.chain(), "a notice was dropped");
             session = None;
         }
     }
+}
+
+async fn in_time(sending: impl Future<Output = Result<()>>) -> Result<()> {
+    let sent = tokio::time::timeout(SENT_WITHIN, sending).await;
+    sent.unwrap_or_else(|_| Err(Error::new(Kind::Unreachable, format!("not sent within {SENT_WITHIN:?}"))))
 }
 
 async fn send_once(

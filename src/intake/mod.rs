@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::looked::Looked;
 use crate::brakes::Brakes;
 use crate::conditions::{Conditions, MAIN_DATABASE};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Beat;
 use crate::lanes::Lanes;
 use crate::provision::{Context, fresh};
@@ -148,6 +148,11 @@ impl Intake {
                         );
                     }
                     self.conditions.set(MAIN_DATABASE, error.chain());
+                    // Signups are on another host by now, or will be; a bell on this one would never ring.
+                    if error.kind() == Kind::ReadOnly {
+                        self.context.borrow().registry.leave_host();
+                        self.give_bell_up(&error);
+                    }
                     self.pause(WAIT.delay(unreachable)).await;
                 }
             }

@@ -9,8 +9,9 @@ use deadpool::Runtime;
 use deadpool::managed::{
     self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
 };
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use super::{Doing, Server, Session};
 use crate::error::{Error, Kind, Result};
@@ -27,14 +28,14 @@ const ANSWER: Duration = Duration::from_secs(1);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Leaves no transaction open. BEGIN comes first since a lone ROLLBACK outside a transaction writes a warning into the server's
-/// log; a transaction that had failed refuses the BEGIN, and the session is thrown away.
-const CLEAN: &str = "begin; rollback";
+/// log; a transaction that had failed refuses the BEGIN, and the session is thrown away. Then: whether the server still takes writes.
+const CLEAN: &str = "begin; rollback; show transaction_read_only";
 
 /// A bounded number of sessions on the main database. Clones share them.
 ///
 /// A session is handed out only if it was left in order a moment ago, or answers and has no transaction open; one whose statement still runs
-/// is thrown away. What outlives a transaction (SET, session locks, LISTEN) does not belong here: such a session comes from
-/// [`Server::connect`].
+/// is thrown away, and so is one whose server takes no writes any more: another host may. What outlives a transaction (SET, session locks,
+/// LISTEN) does not belong here: such a session comes from [`Server::connect`].
 #[derive(Clone)]
 pub struct Pool {
     sessions: managed::Pool<Maker>,
@@ -113,6 +114,11 @@ impl Pool {
         self.sessions.close();
     }
 
+    /// Closes the sessions that are not on loan; whoever asks next gets new ones.
+    pub fn drop_idle(&self) {
+        self.sessions.retain(|_, _| false);
+    }
+
     /// How it stands at this moment.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
@@ -179,11 +185,13 @@ impl PooledSession {
         self.one_statement(all).await
     }
 
-    /// Given up before its end, the statement may still run.
+    /// Given up before its end, the statement may still run. Where the server took no write, the session is asked before the next gets it.
     async fn one_statement<T>(&self, statement: impl Future<Output = Answer<T>>) -> Answer<T> {
         let before = self.0.in_order.swap(false, Ordering::Relaxed);
         let answer = statement.await;
-        self.0.in_order.store(before, Ordering::Relaxed);
+        let refused = |error: &tokio_postgres::Error| error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+        let in_order = before && !answer.as_ref().is_err_and(refused);
+        self.0.in_order.store(in_order, Ordering::Relaxed);
         answer
     }
 
@@ -257,7 +265,12 @@ impl managed::Manager for Maker {
         if kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
             return Ok(());
         }
-        kept.session.batch_execute(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        let said = kept.session.simple_query(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        let read_only =
+            |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on"));
+        if self.server.connection().writable && said.iter().any(read_only) {
+            return Err(RecycleError::message("the server takes no writes any more"));
+        }
         kept.in_order.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -113,9 +113,10 @@ impl Registry {
     pub async fn hold(&self, claim: &Claim, why: Option<&str>) -> Result<()> {
         let held = self
             .execute(
-                "with told as (insert into tenantd.event (key, what, who, detail) values ($1, $4, $5, $6))
-                 update tenantd.tenant set work = 'held', leased_until = null, leased_by = null
-                 where key = $1 and attempt = $2 and leased_by = $3",
+                "with held as (
+                     update tenantd.tenant set work = 'held', leased_until = null, leased_by = null
+                     where key = $1 and attempt = $2 and leased_by = $3 returning key
+                 ) insert into tenantd.event (key, what, who, detail) select key, $4, $5, $6 from held",
                 &[
                     (&claim.key, Type::TEXT),
                     (&claim.attempt, Type::INT8),

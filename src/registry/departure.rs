@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::signup::{Table, Trigger, body_literal, filled, stands, without_queueing};
+use super::signup::{Table, Trigger, body_literal, filled, stands};
+use super::triggers::put_trigger;
 use super::{Registry, field};
 use crate::config::OnDelete;
 use crate::error::{Error, Result};
@@ -47,17 +48,16 @@ fn function_sql(body: &str) -> String {
     )
 }
 
-fn trigger_sql(on: &str, by_row: bool) -> String {
+fn trigger_sql(on: &str, by_row: bool, replace: bool) -> String {
     let each = if by_row { "for each row" } else { "referencing old table as removed for each statement" };
-    format!(
-        "create or replace trigger tenantd_departure after delete on {on} {each} execute function tenantd.departure();\n"
-    )
+    let create = if replace { "create or replace" } else { "create" };
+    format!("{create} trigger tenantd_departure after delete on {on} {each} execute function tenantd.departure();\n")
 }
 
 /// Function and triggers as SQL for an administrator.
 #[must_use]
 pub fn sql(id: &str, triggers_on: &[String], by_row: bool) -> String {
-    triggers_on.iter().fold(function_sql(&body(id)), |all, on| all + &trigger_sql(on, by_row))
+    triggers_on.iter().fold(function_sql(&body(id)), |all, on| all + &trigger_sql(on, by_row, false))
 }
 
 /// Makes the trigger that `on_delete` calls for, or lets one from before do nothing. Compares with the catalogue first, and does nothing when all
@@ -89,8 +89,10 @@ pub async fn install(client: &Client, table: &Table, on_delete: OnDelete) -> Res
     let_owner_add_partitions(client, table).await?;
     for on in &table.triggers_on {
         // One that was switched off is left so: somebody meant it.
-        if matches!(trigger(client, on, table.by_row).await?, Trigger::Missing | Trigger::Wrong) {
-            let put = without_queueing(client, &trigger_sql(on, table.by_row)).await;
+        let stands = trigger(client, on, table.by_row).await?;
+        if matches!(stands, Trigger::Missing | Trigger::Wrong) {
+            let sql = |replace| trigger_sql(on, table.by_row, replace);
+            let put = put_trigger(client, "tenantd_departure", on, stands, sql).await;
             put.map_err(|error: Error| error.context(format!("put the trigger tenantd_departure on {on}")))?;
             changes.push(format!("put the trigger tenantd_departure on {on}"));
         }

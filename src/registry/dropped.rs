@@ -158,12 +158,13 @@ impl Registry {
     pub async fn drop_without_database(&self, claim: &Claim) -> Result<()> {
         let dropped = self
             .execute(
-                "with told as (insert into tenantd.event (key, what, who, detail) values ($1, $4, $5, 'it had no database'))
-                 update tenantd.tenant
-                 set state = 'deleted', work = 'idle', leased_until = null, leased_by = null, failures = 0, name = null, version = null, migrated_at = null,
-                     migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null,
-                     error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-                 where key = $1 and attempt = $2 and leased_by = $3",
+                "with gone as (
+                     update tenantd.tenant
+                     set state = 'deleted', work = 'idle', leased_until = null, leased_by = null, failures = 0, name = null, version = null,
+                         migrated_at = null, migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null,
+                         error_kind = null, error_text = null, error_sqlstate = null, error_step = null
+                     where key = $1 and attempt = $2 and leased_by = $3 returning key
+                 ) insert into tenantd.event (key, what, who, detail) select key, $4, $5, 'it had no database' from gone",
                 &[
                     (&claim.key, Type::TEXT),
                     (&claim.attempt, Type::INT8),

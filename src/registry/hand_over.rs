@@ -225,15 +225,19 @@ fn read(row: &Row, name: &str) -> Result<Handed> {
 /// A key too long for a payload is sent as an empty one: look at the view.
 ///
 /// # Errors
-/// The notice could not be sent; it is a hint only.
+/// The notice could not be sent; it is a hint only. [`Kind::ReadOnly`]: it was sent, but whoever listens may be on another host by now.
 pub async fn notify_ready(client: &Client, keys: &[String]) -> Result<()> {
-    client
-        .execute_typed(
-            "select pg_notify('tenantd_ready', case when octet_length(key) < 8000 then key else '' end) from unnest($1) as key",
+    let sent = client
+        .query_typed(
+            "select pg_notify('tenantd_ready', case when octet_length(key) < 8000 then key else '' end),
+                    current_setting('transaction_read_only')::bool as read_only from unnest($1) as key",
             &[(&keys, Type::TEXT_ARRAY)],
         )
         .await
         .doing(|| "send the notice tenantd_ready".to_owned())?;
+    if sent.first().map_or(Ok(false), |row| field(row, "read_only"))? {
+        return Err(Error::new(Kind::ReadOnly, "the server that was notified takes no writes any more"));
+    }
     Ok(())
 }
 

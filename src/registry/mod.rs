@@ -40,6 +40,7 @@ pub mod spares;
 pub mod sweep;
 pub mod templates;
 pub mod tenants;
+mod triggers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
@@ -126,6 +127,11 @@ impl Registry {
     /// The server cannot be reached, or has no free connection.
     pub async fn session(&self) -> Result<PooledSession> {
         self.pool.get().await
+    }
+
+    /// Closes every session that nobody uses, since the server takes no writes any more: the next may lead to another host.
+    pub fn leave_host(&self) {
+        self.pool.drop_idle();
     }
 
     /// Closes every session that nobody uses, and the others as they come back. For the end of the process.

@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 
 use super::claim::damaged;
 use super::field;
+use super::triggers::put_trigger;
 use crate::config::{Config, Handover, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
@@ -284,7 +285,8 @@ pub(super) async fn stands(client: &Client, on: &str, by_row: bool, name: &str, 
 pub async fn install_trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
     let stands = trigger(client, on, by_row).await?;
     if matches!(stands, Trigger::Missing | Trigger::Wrong) {
-        without_queueing(client, &trigger_sql(on, by_row, stands == Trigger::Wrong)).await.map_err(|error| {
+        let put = put_trigger(client, "tenantd_signup", on, stands, |replace| trigger_sql(on, by_row, replace)).await;
+        put.map_err(|error| {
             let hint = match error.kind() {
                 Kind::Locked => {
                     "a long transaction, or a VACUUM, on the signup table is in the way; tenantd tries again, and sweeps find the users meanwhile"

@@ -128,7 +128,8 @@ async fn nothing_follows_unless_asked_for() {
     run(&admin, "alter table public.users enable trigger tenantd_departure").await;
     assert_eq!(program.run(&["status"]).await.code(), 0);
     let printed = program.run(&["setup", "--print-sql"]).await;
-    let trigger = "create or replace trigger tenantd_departure after delete on \"public\".\"users\" referencing old table as removed";
+    let trigger =
+        "create trigger tenantd_departure after delete on \"public\".\"users\" referencing old table as removed";
     assert!(printed.stdout.contains(trigger), "{printed:?}");
     run(&admin, "truncate public.users cascade").await;
     assert_eq!(written(&database).await, 0);

@@ -28,8 +28,16 @@ async fn process(session: &tokio_postgres::Client) -> i32 {
 }
 
 async fn end_process(database: &TestDatabase, process: i32) {
-    let end = "select pg_terminate_backend($1, 10000)";
-    assert!(database.superuser().await.query_one(end, &[&process]).await.expect("end it").get::<_, bool>(0));
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1";
+    let look = database.superuser().await;
+    until("its end", SOON, async || look.query(end, &[&process]).await.expect("end it").is_empty()).await;
+}
+
+/// Ends what the server goes on with under `name`.
+async fn end_sessions(database: &TestDatabase, name: &str) {
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1 and datname = current_database()";
+    let look = database.superuser().await;
+    until("their end", SOON, async || look.query(end, &[&name]).await.expect("end them").is_empty()).await;
 }
 
 /// Goal: notifications arrive over the one way to connect, and their end is seen. Method: ring, then end the backend.
@@ -64,8 +72,7 @@ async fn closed_and_dropped_sessions_end() {
     let start = Instant::now();
     busy.close().await;
     assert!(start.elapsed() < Duration::from_secs(10), "closing does not wait for the statement");
-    let end = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'busy' and datname = current_database()";
-    database.superuser().await.execute(end, &[]).await.expect("end what the server goes on with");
+    end_sessions(&database, "busy").await;
     database.finish().await;
 }
 
@@ -130,9 +137,8 @@ async fn the_pool_hands_out_clean_sessions() {
     assert_ne!(process(&session).await, first, "what could not be cleaned was thrown away");
     drop(session);
     // The server goes on with what was given up; its transaction must not be committed by anybody.
-    let end = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'pool' and datname = current_database()";
+    end_sessions(&database, "pool").await;
     let look = database.superuser().await;
-    look.execute(end, &[]).await.expect("end them");
     let rows: i64 = look.query_one("select count(*) from public.left_over", &[]).await.expect("count").get(0);
     assert_eq!(rows, 0);
     let log = database.server().log();

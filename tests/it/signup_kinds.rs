@@ -7,7 +7,7 @@ use tenantd::error::Kind;
 use tokio_postgres::Client;
 
 use crate::fleet::{Fleet, WISHES, config};
-use crate::sql::{one, refused, run, stands, tenants, warnings};
+use crate::sql::{one, refused, run, server_version, stands, tenants, warnings};
 use crate::support::audit::Finding;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
@@ -67,15 +67,17 @@ async fn every_statement_requests_what_it_inserts() {
         (format!("{insert} ('e'), ('f') on conflict (email) do update set created_at = now()"), 6),
         (format!("{insert} ('a'), ('b') on conflict do nothing"), 6),
         ("insert into public.users (email) select 'x' where false".to_owned(), 6),
+        (format!("with added as ({insert} ('i') returning id) select * from added"), 7),
         (
             "merge into public.users u using (values ('f'), ('g'), ('h')) v (email) on u.email = v.email
              when matched then update set created_at = now() when not matched then insert (email) values (v.email)"
                 .to_owned(),
-            8,
+            9,
         ),
-        (format!("with added as ({insert} ('i') returning id) select * from added"), 9),
     ];
-    for (statement, rows) in statements {
+    // Servers before 15 have no MERGE.
+    let known = statements.len() - usize::from(server_version(&app).await < 150_000);
+    for (statement, rows) in statements.into_iter().take(known) {
         run(&app, &statement).await;
         assert_eq!(written(&database).await.0, rows, "{statement}");
     }
@@ -181,6 +183,13 @@ async fn an_inherited_table_is_seen_through_its_children() {
     database.finish().await;
 }
 
+/// Servers before 14 cannot put a trigger in the place of another: the table's owner drops it, as the hint says.
+async fn make_room(admin: &Client) {
+    if server_version(admin).await < 140_000 {
+        run(admin, "drop trigger tenantd_signup on public.users").await;
+    }
+}
+
 /// Goal: an ordinary table that gets its first child is moved from the statement's trigger to the row's. Method: look, insert into both.
 #[tokio::test]
 async fn a_first_child_changes_the_trigger() {
@@ -192,6 +201,7 @@ async fn a_first_child_changes_the_trigger() {
         "create table public.child () inherits (public.users); grant select (id), trigger on public.child to tenantd",
     )
     .await;
+    make_room(&admin).await;
     let mended = fleet.context.registry.mend(&fleet.context.config).await.expect("mend");
     assert_eq!((mended.changes.len(), mended.table.by_row), (2, true), "{:?}", mended.changes);
     run(&admin, "insert into public.users (email) values ('a'); insert into public.child (email) values ('b')").await;
@@ -250,6 +260,7 @@ async fn a_deleted_tenant_that_signs_up_again_is_requested_anew() {
     for by_row in [false, true] {
         if by_row {
             run(&admin, "create table public.child () inherits (public.users); grant select (id), trigger on public.child to tenantd").await;
+            make_room(&admin).await;
             fleet.context.registry.mend(&fleet.context.config).await.expect("mend");
         }
         run(&admin, &format!("{delete} where key = '{key}'")).await;

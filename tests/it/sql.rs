@@ -10,6 +10,11 @@ pub async fn one<T: FromSqlOwned>(client: &Client, sql: &str) -> T {
     client.query_one(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
 }
 
+/// The server's version as a number: 150018 for 15.18.
+pub async fn server_version(client: &Client) -> i32 {
+    one(client, "select current_setting('server_version_num')::int").await
+}
+
 /// Runs `sql`, of one or more statements.
 pub async fn run(client: &Client, sql: &str) {
     client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));

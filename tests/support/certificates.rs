@@ -29,7 +29,7 @@ pub enum Validity {
 }
 
 /// A certificate authority of our own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Authority {
     directory: PathBuf,
     root: Certificate,

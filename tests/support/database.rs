@@ -1,6 +1,7 @@
 //! A main database as an application has it, with the roles of DESIGN section 10 and no right more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
@@ -10,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::audit::{Finding, audit};
 use super::process::tell;
 use super::server::TestServer;
+use super::until::until;
 
 /// Password of the role `tenantd`: with signs that must be escaped in a URL, and a word to look for in logs.
 pub const TENANTD_PASSWORD: &str = "swordfish:p@ss/word%of tenantd";
@@ -20,6 +22,9 @@ pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
 /// Cloned for every test, and never entered.
 const TEMPLATE: &str = "test_template";
+
+/// How long a session may take to end.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
 ///
@@ -56,6 +61,12 @@ impl TestDatabase {
     /// Tenants' names begin with `prefix`: for a main database that is alone on its server.
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         prefix.clone_into(&mut self.prefix);
+        self
+    }
+
+    /// From now on it is what `server`, which has a copy of it, has.
+    pub fn moved_to(mut self, server: &Arc<TestServer>) -> Self {
+        self.server = Arc::clone(server);
         self
     }
 
@@ -236,11 +247,12 @@ async fn prepare(server: &TestServer) {
          create schema tenantd authorization tenantd;
          grant select (id), trigger on public.users to tenantd;";
     template.batch_execute(schema).await.expect("fill the template");
-    let close = format!(
-        "alter database {TEMPLATE} allow_connections false;
-         select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{TEMPLATE}';"
-    );
-    for statement in close.split_inclusive(';') {
-        admin.batch_execute(statement).await.expect("close the template");
-    }
+    drop(template);
+    let close = format!("alter database {TEMPLATE} allow_connections false");
+    admin.batch_execute(&close).await.expect("close the template");
+    let inside = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{TEMPLATE}'");
+    until("the end of who is in the template", DEADLINE, async || {
+        admin.query(&inside, &[]).await.expect("end them").is_empty()
+    })
+    .await;
 }

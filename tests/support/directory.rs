@@ -22,6 +22,7 @@ while process=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && [ -n "$proces
     tries=$((tries + 1))
     sleep 0.1
 done
+umount "$1/data" 2>/dev/null
 [ -n "$TENANTD_TEST_KEEP" ] || rm -rf -- "$1"
 "#;
 

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use native_tls::TlsConnector;
@@ -17,6 +16,9 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use super::certificates::{Authority, Certificate, Validity};
 use super::directory::Directory;
+use super::disk;
+use super::place::database_user;
+pub use super::place::{free_port, programs};
 use super::process::{Signal, mortal, run, signal, spawn, wait};
 use super::until::INTERVAL;
 
@@ -41,16 +43,16 @@ pub enum Stop {
 /// A server that ends, and whose directory goes, when it is dropped or this process ends, however that happens.
 #[derive(Debug)]
 pub struct TestServer {
-    programs: PathBuf,
+    pub(super) programs: PathBuf,
     /// User to run as, when this process is root: initdb and postgres refuse root.
-    user: Option<String>,
-    port: u16,
-    authority: Authority,
-    process: Mutex<Option<Child>>,
+    pub(super) user: Option<String>,
+    pub(super) port: u16,
+    pub(super) authority: Authority,
+    pub(super) process: Mutex<Option<Child>>,
     /// What `database` makes once for the whole server.
     pub(super) prepared: OnceCell<()>,
     // Dropped last: its directory is the server's.
-    directory: Directory,
+    pub(super) directory: Directory,
 }
 
 /// What a special server has that the shared one has not.
@@ -61,6 +63,8 @@ pub struct Builder {
     validity: Validity,
     host_rule: String,
     settings: Vec<(String, String)>,
+    /// Megabytes of a file system of its own for the data.
+    disk: Option<u32>,
 }
 
 impl Builder {
@@ -94,6 +98,13 @@ impl Builder {
         self
     }
 
+    /// Its data, the log of writes apart, is on a file system of its own of so many megabytes.
+    #[must_use]
+    pub fn disk(mut self, megabytes: u32) -> Self {
+        self.disk = Some(megabytes);
+        self
+    }
+
     /// Makes the server and starts it.
     ///
     /// # Panics
@@ -115,6 +126,9 @@ impl Builder {
             authority,
             directory,
         };
+        if let Some(megabytes) = self.disk {
+            disk::mount(&made.data(), megabytes);
+        }
         made.own(made.directory.path());
         made.make_cluster();
         made.configure(&self, &server);
@@ -142,6 +156,7 @@ impl TestServer {
             validity: Validity::Valid,
             host_rule: HOST_RULE.into(),
             settings: Vec::new(),
+            disk: None,
         }
     }
 
@@ -244,7 +259,7 @@ impl TestServer {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -271,8 +286,8 @@ impl TestServer {
 
     fn make_cluster(&self) {
         let mut command = self.program("initdb");
-        command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
-        run(command.arg(self.data()));
+        command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--waldir"]);
+        run(command.arg(self.directory.path().join("wal")).arg("--pgdata").arg(self.data()));
     }
 
     fn configure(&self, builder: &Builder, certificate: &Certificate) {
@@ -300,7 +315,7 @@ impl TestServer {
         for (name, value) in settings {
             writeln!(file, "{name} = {value}").expect("write postgresql.conf");
         }
-        let rules = format!("local all all trust\n{}\n", builder.host_rule);
+        let rules = format!("local all,replication all trust\n{}\n", builder.host_rule);
         fs::write(self.data().join("pg_hba.conf"), rules).expect("write pg_hba.conf");
     }
 
@@ -356,46 +371,4 @@ async fn connect(mut config: Config, tls: Option<MakeTlsConnector>) -> Result<Cl
         client
     };
     Ok(client)
-}
-
-/// The folder with `initdb` and `postgres`: `$TENANTD_TEST_PG_BIN`, else the newest under /usr/lib/postgresql.
-#[must_use]
-pub fn programs() -> PathBuf {
-    if let Some(named) = std::env::var_os("TENANTD_TEST_PG_BIN").map(PathBuf::from) {
-        assert!(named.join("initdb").exists(), "TENANTD_TEST_PG_BIN is {}, but there is no initdb", named.display());
-        return named;
-    }
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    versions
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
-        .filter(|(_, programs)| programs.join("initdb").exists())
-        .max()
-        .map(|(_, programs)| programs)
-        .expect(
-            "no Postgres server under /usr/lib/postgresql: run `make test`, or name a folder in TENANTD_TEST_PG_BIN",
-        )
-}
-
-/// The user that servers run as when this process is root.
-fn database_user() -> String {
-    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let known = users.lines().any(|line| line.starts_with("postgres:"));
-    if known { "postgres" } else { "nobody" }.into()
-}
-
-/// A free port below those that the kernel hands out by itself, so that none is taken before it is used, or while a server restarts. One
-/// after the other from a random one on, so that no two servers of a process get the same.
-#[must_use]
-pub fn free_port() -> u16 {
-    const PORTS: u32 = 12_000;
-    static FIRST: LazyLock<u32> =
-        LazyLock::new(|| u32::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes")) % PORTS);
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let number = (*FIRST + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
-        let port = 20_000 + u16::try_from(number).expect("a small number");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
