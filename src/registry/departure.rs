@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::signup::{Table, Trigger, body_literal, filled, stands};
-use super::triggers::put_trigger;
+use super::signup::{Table, body_literal, filled};
+use super::triggers::{Trigger, put_trigger, stands};
 use super::{Registry, field};
 use crate::config::OnDelete;
 use crate::error::{Error, Result};

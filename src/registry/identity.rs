@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::claim::damaged;
-use super::{field, signup};
+use super::{field, triggers};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -121,7 +121,7 @@ pub async fn settle(client: &Client, moved: Moved) -> Result<()> {
         ),
     };
     if moved == Moved::New {
-        return signup::without_queueing(client, &sql)
+        return triggers::without_queueing(client, &sql)
             .await
             .map_err(|error| error.context("forget the original's tenants"));
     }

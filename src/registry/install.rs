@@ -4,7 +4,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved};
-use super::signup::{self, Function, Table, Trigger};
+use super::signup::{self, Function, Table};
+use super::triggers::{self, Trigger};
 use super::{Registry, Worker, departure, field, grants, locks, parts, schema};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -155,7 +156,7 @@ impl Registry {
         let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
         let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
         let set_aside = if at_home { parts::set_aside(&session).await? } else { Vec::new() };
-        signup::without_queueing(&session, "drop schema if exists tenantd cascade")
+        triggers::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await
             .map_err(|error| error.context("remove schema tenantd"))?;
         // Nobody can be given one any more. One that was a moment ago has another name by now.

@@ -40,7 +40,7 @@ pub mod spares;
 pub mod sweep;
 pub mod templates;
 pub mod tenants;
-mod triggers;
+pub mod triggers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

@@ -3,23 +3,16 @@
 //! Installing compares with the catalogue and does nothing when all is equal. What must lock the signup table gives up
 //! after a tenth of a second and tries again, so that a long transaction in front never makes signups queue behind us.
 
-use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::claim::damaged;
 use super::field;
-use super::triggers::put_trigger;
+use super::triggers::{Trigger, put_trigger, stands};
 use crate::config::{Config, Handover, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
-
-/// How long an installation may hold up the signups behind it.
-const LOCK_TIMEOUT_MS: u32 = 100;
-
-/// Pauses between the tries for the lock.
-const PAUSES_MS: [u64; 8] = [50, 100, 200, 400, 800, 1600, 3200, 3200];
 
 /// The signup table as the catalogue knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,19 +227,6 @@ pub async fn install_function(client: &Client, table: &Table, function: Function
     Ok(same.is_none() || owner.is_some())
 }
 
-/// How one table's trigger stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// As it should be.
-    Right,
-    /// There, but switched off: signups are found by sweeps only.
-    Disabled,
-    /// Not there.
-    Missing,
-    /// There, but calling something else, or at the wrong level.
-    Wrong,
-}
-
 /// How the trigger on the table `on` stands.
 ///
 /// # Errors
@@ -255,27 +235,6 @@ pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger>
     let ours = "t.tgfoid = to_regprocedure('tenantd.signup()') and t.tgtype = case when $2 then 5 else 4 end
                 and t.tgnewtable is not distinct from case when $2 then null else 'added' end";
     stands(client, on, by_row, "tenantd_signup", ours).await
-}
-
-/// How the trigger `name` on the table `on` stands, which is ours if the condition `ours` on `pg_trigger t` is true; `$2` in it is `by_row`.
-pub(super) async fn stands(client: &Client, on: &str, by_row: bool, name: &str, ours: &str) -> Result<Trigger> {
-    let row = client
-        .query_typed_opt(
-            &format!(
-                "select t.tgenabled::text as enabled, coalesce({ours}, false) as ours
-                 from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = $3"
-            ),
-            &[(&on, Type::TEXT), (&by_row, Type::BOOL), (&name, Type::TEXT)],
-        )
-        .await
-        .doing(|| format!("look at the trigger {name} on {on}"))?;
-    Ok(match row {
-        None => Trigger::Missing,
-        Some(row) if !field::<bool>(&row, "ours")? => Trigger::Wrong,
-        // R: fires for a replica's writes and not for the application's.
-        Some(row) if matches!(field::<String>(&row, "enabled")?.as_str(), "D" | "R") => Trigger::Disabled,
-        Some(_) => Trigger::Right,
-    })
 }
 
 /// Puts the trigger on the table `on` if it is missing or wrong. Returns how it stood before.
@@ -298,24 +257,6 @@ pub async fn install_trigger(client: &Client, on: &str, by_row: bool) -> Result<
         })?;
     }
     Ok(stands)
-}
-
-/// Runs `sql`, which locks the signup table, without ever making signups wait long: a short `lock_timeout`, then growing pauses.
-///
-/// # Errors
-/// As `sql`'s; [`Kind::Locked`] after the last try.
-pub async fn without_queueing(client: &Client, sql: &str) -> Result<()> {
-    let statement = format!("begin; set local lock_timeout = '{LOCK_TIMEOUT_MS}ms'; {sql}; commit");
-    let mut pauses = PAUSES_MS.into_iter();
-    loop {
-        let tried = client.batch_execute(&statement).await.doing(|| "lock the signup table for a moment".to_owned());
-        let Err(error) = tried else { return Ok(()) };
-        client.batch_execute("rollback").await.doing(|| "roll back".to_owned())?;
-        match pauses.next() {
-            Some(pause) if error.kind() == Kind::Locked => tokio::time::sleep(Duration::from_millis(pause)).await,
-            _ => return Err(error),
-        }
-    }
 }
 
 /// What was found in the signup table that the registry did not know.

@@ -6,7 +6,7 @@ use super::Status;
 use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, counted_are, duration, line};
 use crate::pg::quote;
-use crate::registry::signup::Trigger;
+use crate::registry::triggers::Trigger;
 
 /// A daemon that is there takes a due tenant within a poll. After this time without anybody at work it does not.
 const OVERDUE: Duration = Duration::from_mins(5);

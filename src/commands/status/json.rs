@@ -9,7 +9,7 @@ use crate::commands::main_schema::Reached;
 use crate::commands::output;
 use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem, VersionCount};
-use crate::registry::signup::Trigger;
+use crate::registry::triggers::Trigger;
 
 pub(super) fn object(status: &Status<'_>) -> Value {
     let (fleet, needs) = (&status.fleet, status.needs_person());

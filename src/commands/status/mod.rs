@@ -18,7 +18,8 @@ use crate::error::{Kind, Result};
 use crate::migrations::MigrationSet;
 use crate::registry::fleet::{Fleet, VersionCount};
 use crate::registry::sets::{Relations, Standing};
-use crate::registry::signup::{self, Table, Trigger};
+use crate::registry::signup::{self, Table};
+use crate::registry::triggers::Trigger;
 use crate::registry::sweep::Room;
 use crate::registry::{Registry, departure};
 

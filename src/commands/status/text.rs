@@ -8,7 +8,7 @@ use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, duration, line, moment, paragraph, table};
 use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem};
-use crate::registry::signup::Trigger;
+use crate::registry::triggers::Trigger;
 
 /// Pending migrations that are named; of more, the first and the last are.
 const NAMED: usize = 3;
