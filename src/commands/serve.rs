@@ -11,7 +11,7 @@ use super::{ExitStatus, migration_set, worker};
 use crate::conditions::{Conditions, DRAINING, MIGRATION_SET};
 use crate::config::{Config, Loaded, Sources, load};
 use crate::controller::{Controller, Shared};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::heartbeat::Heartbeats;
 use crate::http::{self, HttpState};
 use crate::migrations::MigrationSet;
@@ -70,7 +70,14 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         let reloading = async {
             loop {
                 requests.reload().await;
-                reload(&sources, controller, &shared, &log).await;
+                let mut failures = 0;
+                while !reload(&sources, controller, &shared, &log).await {
+                    failures += 1;
+                    tokio::select! {
+                        () = requests.reload() => {}
+                        () = tokio::time::sleep(WAIT.delay(failures)) => {}
+                    }
+                }
             }
         };
         tokio::select! {
@@ -132,8 +139,9 @@ async fn begin(
     Ok(controller)
 }
 
-/// Reads settings and migrations again, all or nothing: what does not load leaves the last good ones in force.
-async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log: &LogLevel) {
+/// Reads settings and migrations again, all or nothing: what does not load leaves the last good ones in force. Returns whether that is all:
+/// false where the server failed, so that the same is to be tried again.
+async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log: &LogLevel) -> bool {
     systemd::reloading();
     let reloaded = async {
         let config = load(sources)?.config;
@@ -143,21 +151,32 @@ async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log
         log.set(&config.log.level)?;
         controller.replace(config, set).await
     };
-    match reloaded.await {
+    let reloaded = reloaded.await;
+    shared.metrics.reloaded(reloaded.is_ok());
+    let done = match reloaded {
         Ok(()) => {
-            shared.metrics.reloaded(true);
             tracing::info!("settings and migrations reloaded");
+            true
+        }
+        Err(error) if error.class() == Class::Server => {
+            tracing::warn!(
+                error = error.chain(),
+                hint = error.advice(),
+                "nothing could be reloaded yet, and is tried again; the last good settings and migrations stay in force"
+            );
+            false
         }
         Err(error) => {
-            shared.metrics.reloaded(false);
             tracing::error!(
                 error = error.chain(),
                 hint = error.advice(),
                 "nothing was reloaded; the last good settings and migrations stay in force"
             );
+            true
         }
-    }
+    };
     tell_systemd(shared);
+    done
 }
 
 fn tell_systemd(shared: &Shared) {

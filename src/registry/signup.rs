@@ -3,7 +3,6 @@
 //! Installing compares with the catalogue and does nothing when all is equal. What must lock the signup table gives up
 //! after a tenth of a second and tries again, so that a long transaction in front never makes signups queue behind us.
 
-
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 

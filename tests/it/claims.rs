@@ -254,6 +254,7 @@ async fn a_daemon_that_stood_still_does_nothing_late() {
         .allow("tenant left alone")
         .allow("the server fail")
         .allow("the sweep could not")
+        .allow("the registry cannot be read")
         .allow("the doorbell is not heard");
     let client = database.superuser().await;
     let sleeping = "select from pg_stat_activity where application_name = 'tenantd:' || $1 and wait_event = 'PgSleep'";

@@ -22,6 +22,7 @@ fn through_a_shortage(daemon: Daemon) -> Daemon {
         "no spares are made just now",
         "the sweep could not",
         "the template of",
+        "nothing could be reloaded yet",
     ];
     said.into_iter().fold(daemon, Daemon::allow)
 }
