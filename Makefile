@@ -10,8 +10,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 test: needs
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo test --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	cargo test --locked
 
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo
