@@ -14,8 +14,8 @@ export RUST_TEST_THREADS ?= 3
 test: needs
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo test --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	cargo test --locked
 
 test-long: needs
 	TENANTD_TEST_LONG=1 cargo test --locked --test it

@@ -3,14 +3,17 @@
 //! Nothing is judged here. What may stand in a folder is decided in one place, `migrations::source`, at load.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // As cargo says now, not as it said when this was compiled: a folder of builds may be shared by several checkouts.
+    let root = PathBuf::from(
+        env::var_os("CARGO_MANIFEST_DIR").ok_or_else(|| io::Error::other("CARGO_MANIFEST_DIR is not set"))?,
+    );
     let mut code = String::new();
     for (table, folder) in [("TENANT", "tenant-migrations"), ("MAIN", "main-migrations")] {
-        println!("cargo::rerun-if-changed={folder}");
+        println!("cargo::rerun-if-changed={}", root.join(folder).display());
         let _ = writeln!(code, "static {table}: &[(&str, &[u8])] = &[");
         for name in names(&root.join(folder))? {
             let path = format!("/{folder}/{name}");

@@ -68,8 +68,8 @@ impl Registry {
     }
 
     /// Chooses `number` canaries of different size, among those that have one of the sets `behind`, and writes them down with the number of
-    /// all of these. One that was made since the
-    /// rollout began proves nothing, being empty; the sizes of [`SAMPLE`] times as many are looked at.
+    /// all of these. One that was made since the rollout began proves nothing, being empty. Sizes are looked at in a random sample, a few
+    /// times as large as `number`.
     ///
     /// # Errors
     /// [`Kind::LeaseLost`] when another drives the rollout. The main database cannot be reached.

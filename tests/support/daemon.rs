@@ -182,7 +182,7 @@ impl Daemon {
     /// Waits for a line of log that contains `pattern`, from the first line on, and returns it.
     ///
     /// # Panics
-    /// When none has come within `deadline`; the message has the log.
+    /// When none has come within `deadline`, or before the process ended; the message has the log.
     pub async fn wait_for_line(&self, pattern: &str, deadline: Duration) -> String {
         self.wait_for_line_after(0, pattern, deadline).await
     }
@@ -192,13 +192,15 @@ impl Daemon {
         let mut found = None;
         let search = async {
             until("a line of log", deadline + DEADLINE, async || {
+                let over = self.readers.iter().all(JoinHandle::is_finished);
                 found = self.lines().into_iter().skip(lines).find(|line| line.contains(pattern));
-                found.is_some()
+                over || found.is_some()
             })
             .await;
         };
         let in_time = tokio::time::timeout(deadline, search).await;
         assert!(in_time.is_ok(), "not within {deadline:?}: a line with {pattern:?}\n{}", joined(&self.log));
+        assert!(found.is_some(), "the process ended without a line with {pattern:?}\n{}", joined(&self.log));
         found.expect("found in time")
     }
 

@@ -64,11 +64,11 @@ pub struct Adopt {
     /// Say what would be recorded, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// For what is recorded
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub consent: Consent,
+    /// For whoever is in the way
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub patience: Patience,
 }
 

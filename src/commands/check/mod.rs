@@ -45,8 +45,8 @@ pub struct Check {
     /// Only these tenants: keys, names of databases, or beginnings of them
     #[arg(value_name = "KEY")]
     pub keys: Vec<String>,
+    /// Which of all
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub filters: Filters,
     /// Put right what is safe: shut PUBLIC out, owner, rights, closed databases, missing migrations, leases that ran out, half-made databases
     #[arg(long)]

@@ -1,14 +1,11 @@
 //! A schema that has its migrations from elsewhere: they are written down as applied, and not run.
 
-use std::fmt::Write as _;
-
 use tokio_postgres::Client;
 
 use super::failure::of_ours;
 use super::{Executor, RESET, history};
 use crate::error::{Error, Kind, Result};
-use crate::migrations::split::split;
-use crate::pg::{Doing, quote};
+use crate::pg::Doing;
 
 impl Executor<'_> {
     /// Writes the whole set down as applied, in one transaction that holds the lock of the schema. Nothing of it is run.
@@ -34,21 +31,7 @@ impl Executor<'_> {
         if !history::rows(&answer)?.is_empty() {
             return Err(Error::new(Kind::Drift, "it has a history of migrations already"));
         }
-        let mut insert = String::new();
-        for migration in self.set.migrations() {
-            // Writing to a String cannot fail.
-            let _ = write!(
-                insert,
-                "insert into {history} (version, name, checksum, started_at, applied_at, statements_done, applied_by)
-                 values ({version}, {name}, {checksum}, pg_catalog.now(), pg_catalog.now(), {statements}, {by});",
-                history = self.history.name(),
-                version = migration.version,
-                name = quote::literal(&migration.name),
-                checksum = quote::literal(&migration.checksum),
-                statements = split(&migration.sql).len(),
-                by = quote::literal(&self.applied_by),
-            );
-        }
+        let insert: String = self.set.migrations().iter().map(|migration| self.write_down(migration)).collect();
         client.batch_execute(&format!("{insert} commit; {RESET}")).await.doing(doing).map_err(of_ours)
     }
 }

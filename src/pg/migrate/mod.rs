@@ -250,13 +250,17 @@ impl Executor<'_> {
     /// How long it took is not written: from `started_at` to `applied_at`. To compute it here would cost more than the rest of the row.
     fn finish(&self, migration: &Migration) -> String {
         format!(
-            "release savepoint tenantd_migration;
-             {role}
-             insert into {history} (version, name, checksum, started_at, applied_at, statements_done, applied_by)
-             values ({version}, {name}, {checksum}, pg_catalog.now(), pg_catalog.clock_timestamp(), {statements}, {by});
-             commit;
-             {RESET}",
-            role = self.role("set local role"),
+            "release savepoint tenantd_migration; {} {} commit; {RESET}",
+            self.role("set local role"),
+            self.write_down(migration)
+        )
+    }
+
+    /// The statement that writes down `migration` as applied whole, begun when the transaction began.
+    fn write_down(&self, migration: &Migration) -> String {
+        format!(
+            "insert into {history} (version, name, checksum, started_at, applied_at, statements_done, applied_by)
+             values ({version}, {name}, {checksum}, pg_catalog.now(), pg_catalog.clock_timestamp(), {statements}, {by});",
             history = self.history.name(),
             version = migration.version,
             name = quote::literal(&migration.name),
