@@ -19,8 +19,8 @@ use crate::migrations::MigrationSet;
 use crate::registry::fleet::{Fleet, VersionCount};
 use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table};
-use crate::registry::triggers::Trigger;
 use crate::registry::sweep::Room;
+use crate::registry::triggers::Trigger;
 use crate::registry::{Registry, departure};
 
 /// Everything that status shows.
