@@ -10,6 +10,8 @@ create table if not exists tenantd.registry (
     database_oid oid not null,
     -- The newest breaking migration of the registry: a tenantd that does not carry it must not work here.
     needs_version bigint not null default 1,
+    -- What a tenant has of its own: a database, or a schema in this one.
+    isolation text not null default 'database' check (isolation in ('database', 'schema')),
     -- The signup table; when another one takes its place, its users are held anew.
     signup_table text,
     -- When the users from before the installation got their held rows; null: not yet.
@@ -201,6 +203,31 @@ create table if not exists tenantd.dropped (
 
 create index if not exists dropped_key on tenantd.dropped (key, dropped_at);
 
+-- Where tenants may be: the server's databases, or this one's schemas. `public`: whether PUBLIC may enter.
+create or replace view tenantd.place as
+select d.datname as name, d.oid, d.datdba as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
+       d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false) as public, m.description as marker
+from pg_database d left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
+where (select isolation from tenantd.registry) = 'database'
+union all
+select n.nspname, n.oid, n.nspowner, true, true,
+       coalesce(n.nspacl @> makeaclitem(0, n.nspowner, 'USAGE', false), false), m.description
+from pg_namespace n left join pg_description m on m.objoid = n.oid and m.classoid = 'pg_namespace'::regclass and m.objsubid = 0
+where (select isolation from tenantd.registry) = 'schema';
+
+-- The size in bytes of a tenant's database, or schema, by its oid; null for a database that we may not enter.
+create or replace function tenantd.bytes(place oid) returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case r.isolation
+        when 'database' then case when has_database_privilege(place, 'connect') then pg_database_size(place) end
+        else (select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint from pg_class c
+              where c.relnamespace = place and c.relkind in ('r', 'm', 'S')) end
+    from tenantd.registry r
+$$;
+revoke all on function tenantd.bytes(oid) from public;
+
 -- The spares that anyone may take, and whether they are as they were made: whatever is not is passed over. Whoever takes one locks its row in
 -- the table and asks there again whether it is free: after a lock, what the view says is what was before.
 create or replace view tenantd.spares_at_hand as
@@ -233,22 +260,25 @@ end
 $$;
 revoke all on function tenantd.name_spare(text, text, text, text) from public;
 
--- Sets the tenant's database aside under the name `aside`: closed, in `dropped`, to be purged after the time of grace. In the caller's
--- transaction, who holds the tenant's row and has checked the marker; the tenant's row stays as it is.
+-- Sets the tenant's database, or schema, aside under the name `aside`: closed, in `dropped`, to be purged after the time of grace. In the
+-- caller's transaction, who holds the tenant's row and has checked the marker; the tenant's row stays as it is.
 create or replace function tenantd.set_aside(key text, aside text, why text, by_whom text, backup text, grace double precision) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     tenant tenantd.tenant;
+    isolation constant text := (select r.isolation from tenantd.registry r);
 begin
     select t.* into strict tenant from tenantd.tenant t where t.key = set_aside.key;
-    execute format('alter database %I with allow_connections false', tenant.name);
-    execute format('alter database %I rename to %I', tenant.name, aside);
+    if isolation = 'database' then
+        execute format('alter database %I with allow_connections false', tenant.name);
+    end if;
+    execute format('alter %s %I rename to %I', isolation, tenant.name, aside);
     insert into tenantd.dropped (name, key, name_before, database_oid, version, migration_set, access, migrated_at, ready_at, what, who, backup, purge_after)
     select aside, tenant.key, tenant.name, d.oid, tenant.version, tenant.migration_set, tenant.access, tenant.migrated_at, tenant.ready_at, why, by_whom,
            set_aside.backup, clock_timestamp() + grace * interval '1 second'
-    from pg_database d where d.datname = aside;
+    from tenantd.place d where d.name = aside;
 end
 $$;
 revoke all on function tenantd.set_aside(text, text, text, text, text, double precision) from public;

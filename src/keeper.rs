@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conditions::{Conditions, TEMPLATE};
-use crate::config::Handover;
+use crate::config::{Handover, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Beat;
 use crate::provision::spare::{discard_spare, make_spare};
@@ -129,6 +129,11 @@ impl Keeper {
     async fn turn(&self, context: &Context, memory: &mut Memory) -> Result<Duration> {
         if !context.relations.refused.is_empty() {
             self.supply.serve(false);
+            return Ok(LOOK);
+        }
+        if context.config.tenant.isolation == Isolation::Schema {
+            // A schema is made in one transaction, of nothing that could be kept.
+            self.supply.serve(true);
             return Ok(LOOK);
         }
         let _keeping = self.supply.keeping().await;

@@ -15,7 +15,6 @@ use super::wait::{Waited, until_ready, why_not};
 use super::{ExitStatus, output, tell_failure};
 use crate::error::{Error, Kind, Result};
 use crate::notices::Notices;
-use crate::pg::admin;
 use crate::plan::{Desired, Observed, plan};
 use crate::provision::{Context, Outcome, reconcile, template};
 use crate::registry::Registry;
@@ -268,7 +267,7 @@ async fn steps(context: &Context, key: &str, name: &str) -> Result<Vec<String>> 
         set: &context.set,
         out_of_order: context.config.tenant.out_of_order,
     };
-    let database = admin::look(&*context.registry.session().await?, name, &marker).await?;
+    let database = context.registry.look(name, &marker).await?;
     let observed = Observed { state: State::Requested, recorded_oid: None, access: None, database };
     Ok(plan(&desired, &observed)?.iter().map(ToString::to_string).collect())
 }

@@ -210,6 +210,7 @@ fn executor<'a>(given: &'a Given, set: &'a MigrationSet) -> Executor<'a> {
         set,
         history: history(),
         owner: config.main_schema.owner.as_deref(),
+        among: None,
         protect_from: config.tenant.use_roles.clone(),
         lock_timeout: migrate::LOCK_TIMEOUT,
         statement_timeout: migrate::STATEMENT_TIMEOUT,

@@ -11,13 +11,13 @@ use super::given::Given;
 use super::output::{counted, duration, line, moment};
 use super::{ExitStatus, events, list, output};
 use crate::error::{Error, Kind, Result};
-use crate::isolation::database::SCHEMA;
+use crate::isolation::{enter, schema_of};
 use crate::migrations::MigrationSet;
-use crate::pg::admin::{self, Use};
+use crate::pg::History;
 use crate::pg::migrate::Account;
-use crate::pg::{History, Server};
 use crate::plan::Database;
 use crate::registry::Registry;
+use crate::registry::databases::Use;
 use crate::registry::events::Event;
 use crate::registry::sets::Standing;
 use crate::registry::tenants::Tenant;
@@ -66,7 +66,7 @@ pub async fn run(given: &Given, arguments: &Show, out: &mut impl Write) -> Resul
     let standing = relations.standing(&given.set.id(), &tenant.migration_set);
     let database = look(&registry, &tenant).await?;
     let history = match &database {
-        Some((seen, _)) if seen.ours && seen.valid && seen.open => Some(look_inside(&given.server, &tenant).await),
+        Some((seen, _)) if seen.ours && seen.valid && seen.open => Some(look_inside(given, &tenant).await),
         _ => None,
     };
     let mut events = registry.events(Some(&key), EVENTS).await?;
@@ -83,17 +83,16 @@ pub async fn run(given: &Given, arguments: &Show, out: &mut impl Write) -> Resul
 /// Looks at the tenant's database from outside.
 async fn look(registry: &Registry, tenant: &Tenant) -> Result<Option<(Database, Use)>> {
     let Some(name) = &tenant.name else { return Ok(None) };
-    let session = registry.session().await?;
     let marker = Marker::of(registry.id, &tenant.key).to_string();
-    let Some(seen) = admin::look(&session, name, &marker).await? else { return Ok(None) };
-    let used = admin::measure(&session, seen.oid).await?;
+    let Some(seen) = registry.look(name, &marker).await? else { return Ok(None) };
+    let used = registry.measure(seen.oid).await?;
     Ok(Some((seen, used)))
 }
 
-async fn look_inside(server: &Server, tenant: &Tenant) -> Result<Vec<Account>> {
-    let name = tenant.name.as_deref().unwrap_or_default();
-    let session = server.connect(Some(name), &format!("tenantd:{}", tenant.key)).await?;
-    let history = History::tenant(SCHEMA);
+async fn look_inside(given: &Given, tenant: &Tenant) -> Result<Vec<Account>> {
+    let (name, settings) = (tenant.name.as_deref().unwrap_or_default(), &given.config.tenant);
+    let session = enter(&given.server, settings, name, &format!("tenantd:{}", tenant.key)).await?;
+    let history = History::tenant(schema_of(settings, name));
     let history = tokio::time::timeout(LOOK, history.account(&session)).await;
     session.close().await;
     history.unwrap_or_else(|_| {
@@ -174,7 +173,7 @@ impl Shown<'_> {
         facts.push(format!("owner {}", seen.owner));
         facts.push(if seen.open { "open" } else { "closed to connections" }.to_owned());
         facts.push(if seen.public { "PUBLIC may connect" } else { "shut to PUBLIC" }.to_owned());
-        facts.push(counted(used.connections, "connection"));
+        facts.extend(used.connections.map(|connections| counted(connections, "connection")));
         facts.extend((!seen.valid).then(|| "not whole: a CREATE or DROP was interrupted".to_owned()));
         facts.extend((!seen.ours).then(|| "without our marker: not touched".to_owned()));
         facts.extend(self.in_its_place(seen).then(|| "in the place of ours: not touched".to_owned()));

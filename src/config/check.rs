@@ -14,8 +14,8 @@ use super::raw::{self, Interval, Raw};
 use super::rollout::{Share, rollout};
 use super::sources::Variables;
 use super::{
-    Backup, Config, Connection, Drop, Handover, Log, LogFormat, MainSchema, OnDelete, Retry, Rollout, Signup, Spares,
-    Strategy, Sweep, Tenant, Work,
+    Backup, Config, Connection, Drop, Handover, Isolation, Log, LogFormat, MainSchema, OnDelete, Retry, Rollout,
+    Signup, Spares, Strategy, Sweep, Tenant, Work,
 };
 
 /// Longer ones are slips of the pen, and would overflow sums of times.
@@ -42,6 +42,7 @@ const FORMATS: [(&str, LogFormat); 4] = [
 ];
 const STRATEGIES: [(&str, Strategy); 3] =
     [("auto", Strategy::Auto), ("wal_log", Strategy::WalLog), ("file_copy", Strategy::FileCopy)];
+const ISOLATIONS: [(&str, Isolation); 2] = [("database", Isolation::Database), ("schema", Isolation::Schema)];
 const ON_DELETE: [(&str, OnDelete); 2] = [("keep", OnDelete::Keep), ("drop", OnDelete::Drop)];
 const HANDOVERS: [(&str, Handover); 2] = [("daemon", Handover::Daemon), ("commit", Handover::Commit)];
 /// Each is a database of some megabytes.
@@ -57,7 +58,7 @@ pub(super) fn check(
     let mut check = Check { merged, problems: found };
     let signup = check.signup(&raw.signup);
     let tenant = check.tenant(&raw.tenant);
-    let spares = check.spares(&raw.spares, signup.handover);
+    let spares = check.spares(&raw.spares, signup.handover, tenant.isolation);
     let backup = check.backup(&raw.backup);
     let drop = Drop { grace: check.duration("drop.grace", &raw.drop.grace, Duration::ZERO) };
     let work = Work {
@@ -189,7 +190,10 @@ impl Check<'_> {
         }
         self.path("tenant.migrations", raw.migrations.as_ref());
         self.at_least_one("tenant.max", raw.max);
+        let isolation = self.word("tenant.isolation", &raw.isolation, &ISOLATIONS);
         Tenant {
+            isolation,
+            shared_schemas: self.shared_schemas(raw, isolation),
             prefix: raw.prefix.clone(),
             migrations: raw.migrations.clone(),
             owner: raw.owner.as_ref().map(|owner| self.role("tenant.owner", owner)),
@@ -201,6 +205,14 @@ impl Check<'_> {
             max: raw.max,
             max_per_hour: raw.max_per_hour,
         }
+    }
+
+    fn shared_schemas(&mut self, raw: &raw::Tenant, isolation: Isolation) -> Vec<String> {
+        let key = "tenant.shared_schemas";
+        if isolation == Isolation::Database && !raw.shared_schemas.is_empty() {
+            self.refuse(key, "tenants that have a database each see no schema of another; it goes with tenant.isolation = \"schema\"");
+        }
+        raw.shared_schemas.iter().map(|schema| self.name(key, schema)).collect()
     }
 
     fn rollout(&mut self, raw: &raw::Rollout) -> Rollout {
@@ -308,7 +320,7 @@ impl Check<'_> {
         address.ok()
     }
 
-    fn spares(&mut self, raw: &raw::Spares, handover: Handover) -> Spares {
+    fn spares(&mut self, raw: &raw::Spares, handover: Handover, isolation: Isolation) -> Spares {
         if raw.max > MOST_SPARES {
             self.refuse("spares.max", format!("{} is more than {MOST_SPARES}", raw.max));
         }
@@ -318,6 +330,15 @@ impl Check<'_> {
         }
         if raw.max == 0 && handover == Handover::Commit {
             self.refuse("signup.handover", "\"commit\" hands spares over, and spares.max = 0 means none");
+        }
+        if isolation == Isolation::Schema {
+            if handover == Handover::Commit {
+                self.refuse(
+                    "signup.handover",
+                    "\"commit\" hands databases over; with tenant.isolation = \"schema\" the daemon makes the schema",
+                );
+            }
+            return Spares { min: 0, max: 0 };
         }
         Spares { min: raw.min.min(raw.max), max: raw.max }
     }

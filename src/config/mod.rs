@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tenant::words;
+
 pub use connection::Connection;
 pub use load::{Loaded, Setting, load};
 pub use rollout::{Rollout, Share};
@@ -100,10 +102,14 @@ pub enum Handover {
     Commit,
 }
 
-/// `[tenant]`: what a tenant's database is.
+/// `[tenant]`: what a tenant's database is, or its schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    /// Begins the name of every tenant's database.
+    /// How tenants are kept apart.
+    pub isolation: Isolation,
+    /// The schemas that every tenant sees behind its own, where each has a schema.
+    pub shared_schemas: Vec<String>,
+    /// Begins the name of every tenant's database, or schema.
     pub prefix: String,
     /// The folder of the tenant migrations; `None`: the embedded ones.
     pub migrations: Option<PathBuf>,
@@ -124,6 +130,17 @@ pub struct Tenant {
     /// The most tenants made in an hour; 0 for no such limit.
     pub max_per_hour: u32,
 }
+
+/// How tenants are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// A database for each.
+    Database,
+    /// A schema for each, in the main database.
+    Schema,
+}
+
+words!(Isolation { Database => "database", Schema => "schema" });
 
 /// How CREATE DATABASE copies a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -108,6 +108,8 @@ impl Default for Signup {
 #[derive(Serialize, DeserializeDerive)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tenant {
+    pub(super) isolation: String,
+    pub(super) shared_schemas: Vec<String>,
     pub(super) prefix: String,
     pub(super) migrations: Option<PathBuf>,
     pub(super) owner: Option<String>,
@@ -125,6 +127,8 @@ pub(super) struct Tenant {
 impl Default for Tenant {
     fn default() -> Self {
         Tenant {
+            isolation: "database".into(),
+            shared_schemas: Vec::new(),
             prefix: "tenant_".into(),
             migrations: None,
             owner: None,

@@ -2,14 +2,11 @@
 //!
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
-use std::time::{Duration, Instant};
-
-use super::Isolation;
+use super::{Isolation, executor, fresh_look, roles_that_enter};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::migrations::MigrationSet;
-use crate::pg::migrate::{self, AppliedRow};
+use crate::pg::migrate::AppliedRow;
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
@@ -19,13 +16,10 @@ use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
 
 /// Where the history of a tenant's migrations is.
-pub(crate) const SCHEMA: &str = "public";
+const SCHEMA: &str = "public";
 
 /// So many spares are tried for one tenant before it gets the one that is made for it.
 const SPARES_TRIED: usize = 3;
-
-/// What a claim saw is not looked at again for so long.
-const FRESH: Duration = Duration::from_secs(1);
 
 /// One tenant's database under work.
 pub struct DatabaseIsolation<'a> {
@@ -109,14 +103,6 @@ impl<'a> DatabaseIsolation<'a> {
         }
     }
 
-    /// What the claim saw, the first time, while that is fresh.
-    fn seen_by_claim(&mut self, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
-        let first = !std::mem::replace(&mut self.looked, true);
-        let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
-        let named = claim.name.as_deref() == Some(desired.name);
-        claim.seen.clone().filter(|_| first && fresh && named)
-    }
-
     /// Gets a database under a random name: a spare at hand, or a clone made on demand.
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let name = spare_name();
@@ -138,7 +124,7 @@ impl<'a> DatabaseIsolation<'a> {
             strategy: self.settings.strategy,
             server_version: from.server_version,
         };
-        let connect = grant_connect(&making.name, roles_that_connect(self.settings));
+        let connect = grant_connect(&making.name, roles_that_enter(self.settings));
         let created = admin::create_database(&session, &create, &connect).await;
         making.unsure = created.as_ref().is_err_and(|error| error.kind() == Kind::Unreachable);
         if let Err(error) = created {
@@ -154,7 +140,7 @@ impl<'a> DatabaseIsolation<'a> {
     /// Lets the roles that use the tenant work on what its owner makes, and on what it has made already.
     async fn grant(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let sql = grants(desired.owner, &self.settings.use_roles);
-        let connect = grant_connect(desired.name, roles_that_connect(self.settings));
+        let connect = grant_connect(desired.name, roles_that_enter(self.settings));
         let session = self.session(claim, desired.name).await?;
         session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
         self.registry.mend_database(claim, desired.name, &connect).await?;
@@ -167,7 +153,7 @@ impl<'a> DatabaseIsolation<'a> {
         let application_name = format!("tenantd:{}", claim.key);
         let executor = Executor {
             out_of_order: desired.out_of_order,
-            ..executor(desired.set, self.settings, &self.registry.worker)
+            ..executor(desired.name, desired.set, self.settings, &self.registry.worker)
         };
         let seen = self.history.take();
         let session = self.session(claim, desired.name).await?;
@@ -182,7 +168,7 @@ impl<'a> DatabaseIsolation<'a> {
 
     async fn roll_back(&mut self, claim: &Claim, desired: &Desired<'_>, to: i64) -> Result<()> {
         let (server, application_name) = (self.server, format!("tenantd:{}", claim.key));
-        let executor = executor(desired.set, self.settings, &self.registry.worker);
+        let executor = executor(desired.name, desired.set, self.settings, &self.registry.worker);
         self.history = None;
         let session = self.session(claim, desired.name).await?;
         executor.roll_back(session, to, || server.connect_again(desired.name, &application_name)).await?;
@@ -240,9 +226,9 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let mut database = match self.seen_by_claim(claim, desired) {
+        let mut database = match fresh_look(&mut self.looked, claim, desired) {
             Some(Seen(database)) => database,
-            None => admin::look(&*self.registry.session().await?, desired.name, desired.marker).await?,
+            None => self.registry.look(desired.name, desired.marker).await?,
         };
         if let Some(seen) = &mut database
             && seen.ours
@@ -326,26 +312,6 @@ pub(crate) async fn doubt_template(registry: &Registry, template: &str, error: E
         tracing::debug!(template, error = unretired.chain(), "a template that cannot be cloned stays in service");
     }
     error.hint("tenantd builds another template by itself; keep whatever connects to every database out of those that begin with tenantd_")
-}
-
-/// The roles that may connect to a tenant.
-pub(crate) fn roles_that_connect(settings: &config::Tenant) -> impl Iterator<Item = &String> {
-    settings.use_roles.iter().chain(&settings.connect_roles)
-}
-
-/// What runs the migrations of `set` in a tenant or a template.
-pub(crate) fn executor<'a>(set: &'a MigrationSet, settings: &'a config::Tenant, worker: &str) -> Executor<'a> {
-    Executor {
-        set,
-        history: History::tenant(SCHEMA),
-        owner: settings.owner.as_deref(),
-        protect_from: settings.use_roles.clone(),
-        lock_timeout: migrate::LOCK_TIMEOUT,
-        statement_timeout: migrate::STATEMENT_TIMEOUT,
-        applied_by: worker.to_owned(),
-        out_of_order: false,
-        fresh: false,
-    }
 }
 
 /// What the roles of `tenant.use` get inside: on everything the owner will make, and on what is there already.

@@ -1,14 +1,27 @@
 //! How tenants are kept apart. Registry, planner, executor, sweep and commands do not know which way.
 
+mod any;
 pub mod database;
-
-pub use database::DatabaseIsolation;
+pub mod schema;
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
+pub use any::AnyIsolation;
+pub use database::DatabaseIsolation;
+pub use schema::SchemaIsolation;
+
+use crate::config::{self, Isolation as Kept};
 use crate::error::Result;
+use crate::migrations::MigrationSet;
+use crate::pg::migrate::{self, Among};
+use crate::pg::{Executor, History, Server, Session, admin, schemas};
 use crate::plan::{Desired, Observed, Step};
-use crate::registry::claim::Claim;
+use crate::registry::Registry;
+use crate::registry::claim::{Claim, Seen};
+
+/// What a claim saw is not looked at again for so long.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// One tenant under work: looked at, and changed step by step.
 pub trait Isolation: Send {
@@ -23,4 +36,76 @@ pub trait Isolation: Send {
 
     /// Takes back what a failed attempt left: a whole spare is kept for another. Best effort: what stays is found by the next sweep.
     fn give_up(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// The schema that a tenant of this name has its tables in, its history among them.
+#[must_use]
+pub fn schema_of<'a>(settings: &config::Tenant, name: &'a str) -> &'a str {
+    match settings.isolation {
+        Kept::Database => "public",
+        Kept::Schema => name,
+    }
+}
+
+/// The database that a tenant of this name is in.
+#[must_use]
+pub fn database_of<'a>(server: &'a Server, settings: &config::Tenant, name: &'a str) -> &'a str {
+    match settings.isolation {
+        Kept::Database => name,
+        Kept::Schema => &server.connection().database,
+    }
+}
+
+/// Drops the database, or the schema, that has the random name `name`, if it is there.
+///
+/// # Errors
+/// As for [`admin::drop_database`] and [`schemas::drop_schema`].
+pub async fn drop_for_good(registry: &Registry, name: &str) -> Result<()> {
+    let session = registry.session().await?;
+    match registry.isolation {
+        Kept::Database => admin::drop_database(&session, name).await,
+        Kept::Schema => schemas::drop_schema(&session, name).await,
+    }
+}
+
+/// A session where the tenant `name` is, for a look at it.
+///
+/// # Errors
+/// As for [`Server::connect`].
+pub async fn enter(server: &Server, settings: &config::Tenant, name: &str, application_name: &str) -> Result<Session> {
+    server.connect(Some(database_of(server, settings, name)), application_name).await
+}
+
+/// What runs the migrations of `set` in the tenant `name`, or in a template.
+pub(crate) fn executor<'a>(
+    name: &str,
+    set: &'a MigrationSet,
+    settings: &'a config::Tenant,
+    worker: &str,
+) -> Executor<'a> {
+    Executor {
+        set,
+        history: History::tenant(schema_of(settings, name)),
+        owner: settings.owner.as_deref(),
+        among: (settings.isolation == Kept::Schema).then(|| Among { shared: settings.shared_schemas.clone() }),
+        protect_from: settings.use_roles.clone(),
+        lock_timeout: migrate::LOCK_TIMEOUT,
+        statement_timeout: migrate::STATEMENT_TIMEOUT,
+        applied_by: worker.to_owned(),
+        out_of_order: false,
+        fresh: false,
+    }
+}
+
+/// The roles that may enter a tenant.
+pub(crate) fn roles_that_enter(settings: &config::Tenant) -> impl Iterator<Item = &String> {
+    settings.use_roles.iter().chain(&settings.connect_roles)
+}
+
+/// What the claim saw of the tenant from outside, the first time, while that is fresh.
+fn fresh_look(looked: &mut bool, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
+    let first = !std::mem::replace(looked, true);
+    let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
+    let named = claim.name.as_deref() == Some(desired.name);
+    claim.seen.clone().filter(|_| first && fresh && named)
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::pg::admin;
+use crate::isolation::drop_for_good;
 use crate::registry::Registry;
 use crate::registry::dropped::Dropped;
 
@@ -37,10 +37,7 @@ pub async fn purge(registry: &Registry, dropped: &Dropped, now: bool) -> Result<
     if !registry.condemn(dropped, now).await? {
         return Ok(false);
     }
-    let session = registry.session().await?;
-    let gone = admin::drop_database(&session, &dropped.name).await;
-    drop(session);
-    if let Err(error) = gone {
+    if let Err(error) = drop_for_good(registry, &dropped.name).await {
         return Err(named(registry, dropped, error).await);
     }
     reach(Point::Purged).await;

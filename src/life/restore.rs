@@ -8,7 +8,7 @@ use crate::backup;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fail_points::{Point, reach};
-use crate::isolation::database::{SCHEMA, roles_that_connect};
+use crate::isolation::{enter, roles_that_enter, schema_of};
 use crate::migrations::id_of;
 use crate::pg::{Doing, History, Server, admin};
 use crate::plan::Database;
@@ -118,7 +118,7 @@ async fn fill_and_exchange(
         create(registry, config, &spare).await?;
         reach(Point::FillBegun).await;
         backup::restore(server, config, file, &spare, &claim.key).await?;
-        describe(server, registry, claim, &spare).await?;
+        describe(server, registry, config, claim, &spare).await?;
         close(registry, config, &spare).await?;
         reach(Point::Filled).await;
         let (aside, from) = (there.as_ref().map(|_| how.aside()), format!("from {}", file.display()));
@@ -147,7 +147,7 @@ async fn create(registry: &Registry, config: &Config, spare: &str) -> Result<()>
 
 /// Closed, with the rights that a spare has from its making, and left by all.
 async fn close(registry: &Registry, config: &Config, spare: &str) -> Result<()> {
-    let close = admin::open(spare, false) + &grant_connect(spare, roles_that_connect(&config.tenant));
+    let close = admin::open(spare, false) + &grant_connect(spare, roles_that_enter(&config.tenant));
     let session = registry.session().await?;
     session.batch_execute(&close).await.doing(|| format!("close the database {spare:?}"))?;
     drop(session);
@@ -155,9 +155,9 @@ async fn close(registry: &Registry, config: &Config, spare: &str) -> Result<()> 
 }
 
 /// Writes down what the backup held: which migrations.
-async fn describe(server: &Server, registry: &Registry, claim: &Claim, spare: &str) -> Result<()> {
-    let session = server.connect(Some(spare), &format!("tenantd:{}", claim.key)).await?;
-    let rows = History::tenant(SCHEMA).look(&session).await?.unwrap_or_default();
+async fn describe(server: &Server, registry: &Registry, config: &Config, claim: &Claim, spare: &str) -> Result<()> {
+    let session = enter(server, &config.tenant, spare, &format!("tenantd:{}", claim.key)).await?;
+    let rows = History::tenant(schema_of(&config.tenant, spare)).look(&session).await?.unwrap_or_default();
     session.close().await;
     let entries: Vec<_> = rows.iter().filter(|row| row.finished).map(|row| row.entry.clone()).collect();
     let whole = !entries.is_empty() && entries.len() == rows.len();

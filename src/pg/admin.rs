@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::Type;
 
 use super::{Doing, quote};
 use crate::config::Strategy;
 use crate::error::{Error, Kind, Result};
-use crate::plan::Database;
 use crate::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 
 /// CREATE DATABASE waits for whoever is in the template, and for the disk; more than this is no waiting any more. A large template gets more.
@@ -23,64 +21,6 @@ const LARGE: i64 = 256 * 1024 * 1024;
 /// The first server that copies by its log without known faults: before, a template that had changed was copied wrong, and a base backup
 /// taken meanwhile could not be restored.
 const SOUND_WAL_LOG: i32 = 150_006;
-
-/// Looks at the database `name` from outside: `ours` if its comment is `marker`. `None` when there is none.
-///
-/// # Errors
-/// The server cannot be asked.
-pub async fn look(client: &Client, name: &str, marker: &str) -> Result<Option<Database>> {
-    let doing = || format!("look for the database {name:?}");
-    let row = client
-        .query_typed_opt(
-            "select d.oid, pg_get_userbyid(d.datdba)::text as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
-                    has_database_privilege('public', d.oid, 'connect') as public,
-                    coalesce(shobj_description(d.oid, 'pg_database') = $2, false) as ours
-             from pg_database d where d.datname = $1",
-            &[(&name, Type::TEXT), (&marker, Type::TEXT)],
-        )
-        .await
-        .doing(doing)?;
-    let read = |row: &tokio_postgres::Row| -> std::result::Result<Database, tokio_postgres::Error> {
-        Ok(Database {
-            oid: row.try_get("oid")?,
-            owner: row.try_get("owner")?,
-            ours: row.try_get("ours")?,
-            valid: row.try_get("valid")?,
-            open: row.try_get("open")?,
-            public: row.try_get("public")?,
-            applied: None,
-        })
-    };
-    row.as_ref().map(read).transpose().doing(doing)
-}
-
-/// How much a database is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Use {
-    /// Its size; `None` where that may not be known.
-    pub bytes: Option<u64>,
-    /// How many sessions are in it.
-    pub connections: i64,
-}
-
-/// Measures the database of the given oid.
-///
-/// # Errors
-/// The server cannot be asked.
-pub async fn measure(client: &Client, oid: u32) -> Result<Use> {
-    let doing = || format!("measure the database of the oid {oid}");
-    let row = client
-        .query_typed_one(
-            "select (select pg_database_size(oid) from pg_database where oid = $1 and has_database_privilege(oid, 'connect')) as bytes,
-                    (select count(*) from pg_stat_activity where datid = $1) as connections",
-            &[(&oid, Type::OID)],
-        )
-        .await
-        .doing(doing)?;
-    let bytes: Option<i64> = row.try_get("bytes").doing(doing)?;
-    let connections = row.try_get("connections").doing(doing)?;
-    Ok(Use { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()), connections })
-}
 
 /// A database to be made.
 #[derive(Debug, Clone, Copy)]

@@ -15,6 +15,9 @@ use crate::tenant::hex;
 
 const READ: &str = include_str!("sql/catalogue.sql");
 
+/// What a tenant's own schema is called in the place of its name.
+const OWN: &str = "its schema";
+
 /// The objects of a database, or of one of its schemas.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalogue(BTreeMap<Object, Defined>);
@@ -80,6 +83,28 @@ pub async fn read(client: &Client, schema: Option<&str>) -> Result<Catalogue> {
         _ => None,
     });
     rows.map(object).collect::<Result<_>>().map(Catalogue)
+}
+
+/// Reads what people made in the tenant's own `schema` where it is one of many in the database: named as if nothing stood around it, so that what two
+/// tenants have can be compared.
+///
+/// # Errors
+/// By SQLSTATE.
+pub async fn read_own(client: &Client, schema: &str) -> Result<Catalogue> {
+    let sql = format!("select pg_catalog.quote_ident({})", quote::literal(schema));
+    let answers = client.simple_query(&sql).await.doing(|| "ask how a schema is named".to_owned())?;
+    let shown = answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    let shown = shown.ok_or_else(|| Error::new(Kind::Other, "the server did not say how a schema is named"))?;
+    let prefix = format!("{shown}.");
+    let own = |text: &str| if text == shown { OWN.to_owned() } else { text.replace(&prefix, "") };
+    let read = read(client, Some(schema)).await?.0.into_iter().map(|(object, defined)| {
+        let part_of = defined.part_of.as_deref().map(own);
+        (Object { name: own(&object.name), ..object }, Defined { part_of, definition: own(&defined.definition) })
+    });
+    Ok(Catalogue(read.collect()))
 }
 
 fn object(row: &SimpleQueryRow) -> Result<(Object, Defined)> {

@@ -11,6 +11,7 @@ pub mod ownership;
 mod password;
 mod pool;
 pub mod quote;
+pub mod schemas;
 mod server;
 mod session;
 pub mod sqlstate;

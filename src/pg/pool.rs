@@ -75,8 +75,20 @@ impl Pool {
     /// A pool of at most `size` sessions, at least one. None is opened before it is needed.
     #[must_use]
     pub fn new(server: Server, size: usize, application_name: impl Into<String>) -> Pool {
-        let patience = server.connection().connect_timeout;
-        let maker = Maker { server, application_name: application_name.into() };
+        Self::made(Maker { server, application_name: application_name.into(), tenants: None }, size)
+    }
+
+    /// A pool for the work in tenants that share the database `database`: nothing that one left in a session reaches the next.
+    #[must_use]
+    pub fn of_tenants(server: Server, size: usize, database: impl Into<String>) -> Pool {
+        Self::made(
+            Maker { server, application_name: "tenantd:tenants".to_owned(), tenants: Some(database.into()) },
+            size,
+        )
+    }
+
+    fn made(maker: Maker, size: usize) -> Pool {
+        let patience = maker.server.connection().connect_timeout;
         let sessions = managed::Pool::builder(maker)
             .max_size(size.max(1))
             // The last one used first: what is not needed stays idle at the far end.
@@ -242,6 +254,8 @@ impl fmt::Debug for Pool {
 struct Maker {
     server: Server,
     application_name: String,
+    /// The database that tenants share, in which whoever has a session may leave what he likes; `None`: the main database, and our own statements.
+    tenants: Option<String>,
 }
 
 impl managed::Manager for Maker {
@@ -249,7 +263,10 @@ impl managed::Manager for Maker {
     type Error = Error;
 
     async fn create(&self) -> Result<Kept> {
-        let session = self.server.connect(None, &self.application_name).await?;
+        let session = self.server.connect(self.tenants.as_deref(), &self.application_name).await?;
+        if self.tenants.is_some() {
+            return Ok(Kept { session, in_order: AtomicBool::new(true) });
+        }
         let limit = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
         match tokio::time::timeout(ANSWER * 5, session.batch_execute(&limit)).await {
             Ok(limited) => limited.doing(|| "prepare a pooled session".to_owned())?,
@@ -262,7 +279,12 @@ impl managed::Manager for Maker {
         if kept.session.is_closed() {
             return Err(RecycleError::message("the connection has ended"));
         }
-        if kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
+        if self.tenants.is_none() && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
+            return Ok(());
+        }
+        if self.tenants.is_some() {
+            // Refuses in a transaction that was left open.
+            kept.session.batch_execute("discard all").await.doing(|| "clean a session of the tenants".to_owned())?;
             return Ok(());
         }
         let said = kept.session.simple_query(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::error::Result;
 use crate::migrations::MigrationSet;
-use crate::pg::Server;
+use crate::pg::{Pool, Server};
 use crate::registry::Registry;
 use crate::registry::claim::Claim;
 use crate::registry::rollouts::Rollout;
@@ -28,6 +28,8 @@ pub struct Context {
     pub server: Server,
     /// Where the truth is.
     pub registry: Registry,
+    /// Sessions for the work in tenants that share a database.
+    pub tenants: Pool,
     /// The settings in force.
     pub config: Arc<Config>,
     /// The migrations every tenant should have.
@@ -40,21 +42,39 @@ pub struct Context {
     pub supply: Supply,
 }
 
-/// Whether a rollout keeps the set from tenants that lack it. Clones share it.
+/// What a rollout keeps the set from: tenants that lack it, and new ones. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Gate(Arc<AtomicBool>);
+pub struct Gate(Arc<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    to_all: AtomicBool,
+    to_new: AtomicBool,
+}
 
 impl Gate {
     /// Takes over how the rollout stands; `None`: the set needs none.
     pub fn set(&self, rollout: Option<&Rollout>) {
-        self.0.store(rollout.is_none_or(Rollout::is_open), Ordering::Relaxed);
+        self.0.to_all.store(rollout.is_none_or(Rollout::is_open), Ordering::Relaxed);
+        self.0.to_new.store(rollout.is_none_or(Rollout::is_for_new), Ordering::Relaxed);
     }
 
     /// Whether nothing keeps the set from anybody.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.to_all.load(Ordering::Relaxed)
     }
+
+    /// Whether new tenants get the set.
+    #[must_use]
+    pub fn is_open_to_new(&self) -> bool {
+        self.0.to_new.load(Ordering::Relaxed)
+    }
+}
+
+/// All but one of those to tenants that there may be: a migration without a transaction takes a second one. None is opened before it is needed.
+fn tenants(server: &Server, config: &Config) -> Pool {
+    Pool::of_tenants(server.clone(), config.bounds().tenants - 1, &*config.main.database)
 }
 
 impl Context {
@@ -74,7 +94,8 @@ impl Context {
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
         let gate = Gate::default();
         gate.set(registry.rollout_of(&set, &relations.behind).await?.as_ref());
-        Ok(Context { server, registry, config, set, relations, gate, supply })
+        let tenants = tenants(&server, &config);
+        Ok(Context { server, registry, tenants, config, set, relations, gate, supply })
     }
 
     /// The same for whoever looks first of all: nothing is written down and no rollout begun. A set whose rollout is still to begin is kept
@@ -95,13 +116,23 @@ impl Context {
         if rollout.is_some() || relations.behind.is_empty() {
             gate.set(rollout.as_ref());
         }
-        Ok(Context { server, registry, config, set, relations, gate, supply })
+        let tenants = tenants(&server, &config);
+        Ok(Context { server, registry, tenants, config, set, relations, gate, supply })
     }
 
     /// The set that the claimed tenant is to be brought to: ours, unless it lacks some of that, works without a fault, and is not up yet in the
     /// rollout: then what it has.
+    ///
+    /// A schema that is to be made begins with the newest set that tenants have, until the canaries of ours have passed: a migration that does not work
+    /// stops no signup. A database begins as what its template is.
     #[must_use]
     pub fn target(&self, claim: &Claim) -> Arc<MigrationSet> {
+        let schemas = self.config.tenant.isolation == Isolation::Schema;
+        if schemas && claim.state == State::Requested && !claim.advance && !self.gate.is_open_to_new() {
+            let newest = self.relations.behind.values().min_by_key(|lacking| lacking.len());
+            let kept = newest.and_then(|lacking| self.set.without(lacking));
+            return kept.map_or_else(|| Arc::clone(&self.set), Arc::new);
+        }
         let waits = !claim.advance && !self.gate.is_open() && claim.state == State::Ready;
         if waits && matches!(claim.work, Work::Idle | Work::Due) {
             let lacking = claim.migration_set.as_ref().and_then(|id| self.relations.behind.get(id));

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::scratch::Scratch;
 use super::{Context, template};
 use crate::error::Result;
+use crate::isolation::enter;
 use crate::migrations::MigrationSet;
-use crate::pg::catalogue::{self, Catalogue};
+use crate::pg::catalogue::Catalogue;
 use crate::registry::templates::Template;
 
 /// The catalogue of the migration set `id`, read from a clone of its template, or where there is none, from a scratch database that its
@@ -37,8 +38,8 @@ async fn look(context: &Context, scratch: &Scratch, id: &str, filled: bool) -> R
         let of_set = Context { set: Arc::new(set), ..context.clone() };
         template::fill(&of_set, scratch.name(), true).await?;
     }
-    let session = context.server.connect(Some(scratch.name()), "tenantd:check").await?;
-    let read = catalogue::read(&session, None).await;
+    let session = enter(&context.server, &context.config.tenant, scratch.name(), "tenantd:check").await?;
+    let read = scratch.catalogue(context, &session).await;
     session.close().await;
     read
 }

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::error::Result;
-use crate::isolation::{DatabaseIsolation, Isolation};
+use crate::isolation::{AnyIsolation, Isolation};
 use crate::plan::{Desired, Step, plan};
 use crate::registry::claim::Claim;
 use crate::registry::spares::Serving;
@@ -29,6 +29,7 @@ pub async fn foresee(context: &Context, claim: &Claim) -> Result<Vec<Step>> {
     };
     let (own_set, shape) = (context.set.id(), context.shape());
     let serving = Serving { newer: &context.relations.newer, migration_set: &own_set, shape: &shape };
-    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant, serving);
+    let mut isolation =
+        AnyIsolation::new(&context.server, &context.registry, &context.config.tenant, &context.tenants, serving);
     plan(&desired, &isolation.observe(claim, &desired).await?)
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::step::timed;
 use super::{Context, Ended, Outcome};
+use crate::config::Isolation;
 use crate::registry::claim::Claim;
 use crate::registry::hand_over::{Handed, Naming};
 use crate::tenant::{State, Work, database_name};
@@ -18,7 +19,8 @@ pub const AT_ONCE: usize = 50;
 /// As for [`crate::registry::Registry::hand_over`]; a tenant is either ready or untouched, and its claim given back to the caller.
 pub async fn hand_over(context: &Context, claims: Vec<Claim>) -> (Vec<Ended>, Vec<Claim>) {
     let began = Instant::now();
-    let (fresh, mut left): (Vec<_>, Vec<_>) = claims.into_iter().partition(is_fresh);
+    let spares = context.config.tenant.isolation == Isolation::Database;
+    let (fresh, mut left): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| spares && is_fresh(claim));
     let name = |claim: &Claim| match &claim.name {
         Some(name) => Ok(name.clone()),
         None => database_name(&context.config.tenant.prefix, &claim.key),

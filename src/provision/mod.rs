@@ -25,9 +25,10 @@ use self::failure::{Failure, at, fail, of_tenant, panicked};
 use self::step::step;
 pub use self::supply::{RoomLeft, Supply};
 use crate::backup::Backups;
+use crate::config::Isolation as Kept;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::isolation::{DatabaseIsolation, Isolation};
+use crate::isolation::{AnyIsolation, Isolation};
 use crate::migrations::MigrationSet;
 use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
@@ -88,6 +89,7 @@ pub enum Brought {
 pub struct Unrecorded {
     claim: Claim,
     done: Done,
+    made: bool,
     migrated: Vec<i64>,
     began: Instant,
 }
@@ -96,8 +98,13 @@ pub struct Unrecorded {
 enum Worked {
     /// The step that ended it has recorded it, too.
     Recorded(Outcome),
-    /// Nothing is left to do but to record it; these migrations ran.
-    Unrecorded(Vec<i64>),
+    /// Nothing is left to do but to record it.
+    Unrecorded {
+        /// Whether it was made.
+        made: bool,
+        /// Which migrations ran.
+        migrated: Vec<i64>,
+    },
 }
 
 /// Brings the claimed tenant to what is desired, and records how it ended: [`bring`] and [`record`].
@@ -136,14 +143,14 @@ pub async fn bring(context: &Context, claim: Claim) -> Brought {
             error = keep_lease(&context.registry, &claim, &until) => (Arc::clone(&context.set), Err(at("renew")(error))),
         };
         let outcome = match worked {
-            Ok(Worked::Unrecorded(migrated)) => {
+            Ok(Worked::Unrecorded { made, migrated }) => {
                 let done = Done {
                     version: Some(target.newest_version()),
                     migration_set: target.id(),
                     access: context.access(),
-                    migrated: !migrated.is_empty(),
+                    migrated: made || !migrated.is_empty(),
                 };
-                return Brought::Unrecorded(Box::new(Unrecorded { claim, done, migrated, began }));
+                return Brought::Unrecorded(Box::new(Unrecorded { claim, done, made, migrated, began }));
             }
             Ok(Worked::Recorded(outcome)) => outcome,
             Err(failure) => fail(context, &claim, failure).await,
@@ -166,7 +173,7 @@ pub async fn record(context: &Context, unrecorded: Vec<Unrecorded>) -> Vec<Ended
     let outcomes: Vec<Outcome> = match recorded {
         Ok(recorded) => {
             let outcome = |(tenant, recorded): (&Unrecorded, Result<()>)| match recorded {
-                Ok(()) => Outcome::Ready { made: false, migrated: tenant.migrated.clone() },
+                Ok(()) => Outcome::Ready { made: tenant.made, migrated: tenant.migrated.clone() },
                 Err(lost) => Outcome::Left(lost),
             };
             unrecorded.iter().zip(recorded).map(outcome).collect()
@@ -235,7 +242,8 @@ async fn work(
     };
     let (own_set, shape) = (context.set.id(), context.shape());
     let serving = Serving { newer: &context.relations.newer, migration_set: &own_set, shape: &shape };
-    let mut isolation = DatabaseIsolation::new(&context.server, &context.registry, &context.config.tenant, serving);
+    let mut isolation =
+        AnyIsolation::new(&context.server, &context.registry, &context.config.tenant, &context.tenants, serving);
     let result = approach(context, &mut isolation, &mut claim, &desired, until).await;
     if result.is_err() {
         isolation.give_up().await;
@@ -271,7 +279,7 @@ async fn approach(
         let whole = observed.database.as_ref().is_some_and(|database| database.applied.is_some());
         let steps = plan(desired, &observed).map_err(at("plan"))?;
         if steps.is_empty() {
-            return Ok(Worked::Unrecorded(migrated));
+            return Ok(Worked::Unrecorded { made: false, migrated });
         }
         for next in &steps {
             still_leased(claim, until).map_err(at(next.word()))?;
@@ -289,6 +297,9 @@ async fn approach(
             }
             match next {
                 Step::Migrate(versions) => migrated.extend(versions),
+                Step::HandOver if context.config.tenant.isolation == Kept::Schema => {
+                    return Ok(Worked::Unrecorded { made: true, migrated });
+                }
                 Step::HandOver => return Ok(Worked::Recorded(Outcome::Ready { made: true, migrated })),
                 Step::Grant => claim.access = Some(desired.access.to_owned()),
                 Step::TakeBack => claim.database_oid = observed.database.as_ref().map(|database| database.oid),
@@ -298,7 +309,7 @@ async fn approach(
         }
         // What a look from outside and from within found missing is done with its steps; only what it could not see takes another.
         if whole {
-            return Ok(Worked::Unrecorded(migrated));
+            return Ok(Worked::Unrecorded { made: false, migrated });
         }
     }
     Err(at("plan")(Error::new(

@@ -6,7 +6,7 @@ use super::failure::of_tenant;
 use super::{Context, under_lease};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::isolation::{DatabaseIsolation, Isolation};
+use crate::isolation::{AnyIsolation, Isolation};
 use crate::migrations::back::Target;
 use crate::migrations::compare::Recorded;
 use crate::migrations::{Migration, MigrationSet};
@@ -199,9 +199,10 @@ impl<'a> Tenant<'a> {
         }
     }
 
-    fn isolation(&self) -> DatabaseIsolation<'_> {
+    fn isolation(&self) -> AnyIsolation<'_> {
         let newer = &self.context.relations.newer;
         let serving = Serving { newer, migration_set: &self.set, shape: &self.shape };
-        DatabaseIsolation::new(&self.context.server, &self.context.registry, &self.context.config.tenant, serving)
+        let Context { server, registry, config, tenants, .. } = self.context;
+        AnyIsolation::new(server, registry, &config.tenant, tenants, serving)
     }
 }

@@ -1,10 +1,14 @@
-//! Scratch databases: clones of a template for a command to look into, under a random name that is written down, and dropped at the end.
+//! Scratch databases: clones of a template for a command to look into, under a random name that is written down, and dropped at the end. Where
+//! tenants have schemas, an empty schema.
 
 use std::time::Duration;
 
-use crate::config::Config;
+use super::Context;
+use crate::config::{Config, Isolation};
 use crate::error::Result;
-use crate::pg::{Doing, admin, quote};
+use crate::isolation::drop_for_good;
+use crate::pg::catalogue::{self, Catalogue};
+use crate::pg::{Doing, Session, admin, quote, schemas};
 use crate::registry::Registry;
 use crate::registry::templates::Template;
 use crate::tenant::spare_name;
@@ -31,7 +35,11 @@ impl Scratch {
     pub async fn make(registry: &Registry, config: &Config, template: Option<&Template>) -> Result<Scratch> {
         let scratch = Scratch { name: spare_name() };
         registry.announce_scratch(&scratch.name, LASTS).await?;
-        let made = {
+        let made = if registry.isolation == Isolation::Schema {
+            let session = registry.session().await?;
+            let made = session.batch_execute(&scratch.schema(config)).await;
+            made.doing(|| format!("make the scratch schema {:?}", scratch.name))
+        } else {
             let server_version = registry.server_version().await?;
             let session = registry.session().await?;
             admin::create_database(&session, &copy(config, template, &scratch.name, server_version), "").await
@@ -46,6 +54,27 @@ impl Scratch {
         }
     }
 
+    fn schema(&self, config: &Config) -> String {
+        let owner = config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user());
+        format!(
+            "create schema {} authorization {}; {}",
+            quote::identifier(&self.name),
+            quote::identifier(owner),
+            schemas::default_privileges(&self.name, owner, &config.tenant.use_roles)
+        )
+    }
+
+    /// What people made in it, as `session`, which is in it, sees it.
+    ///
+    /// # Errors
+    /// By SQLSTATE.
+    pub async fn catalogue(&self, context: &Context, session: &Session) -> Result<Catalogue> {
+        match context.config.tenant.isolation {
+            Isolation::Database => catalogue::read(session, None).await,
+            Isolation::Schema => catalogue::read_own(session, &self.name).await,
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -57,6 +86,9 @@ impl Scratch {
     /// # Errors
     /// The server did not let us.
     pub async fn open(&self, registry: &Registry) -> Result<()> {
+        if registry.isolation == Isolation::Schema {
+            return Ok(());
+        }
         let open = format!("alter database {} with allow_connections true", quote::identifier(&self.name));
         let opened = registry.session().await?.batch_execute(&open).await;
         opened.doing(|| format!("open the scratch database {:?}", self.name))
@@ -67,7 +99,7 @@ impl Scratch {
     /// # Errors
     /// The server did not drop it: a sweep does later.
     pub async fn discard(self, registry: &Registry) -> Result<()> {
-        admin::drop_database(&*registry.session().await?, &self.name).await?;
+        drop_for_good(registry, &self.name).await?;
         registry.forget_spare(&self.name).await
     }
 }

@@ -7,7 +7,8 @@ use super::step::{step, timed};
 use super::template::stay_keeper;
 use crate::error::{Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::isolation::database::{doubt_template, roles_that_connect};
+use crate::isolation::database::doubt_template;
+use crate::isolation::roles_that_enter;
 use crate::pg::admin;
 use crate::registry::Registry;
 use crate::registry::hand_over::grant_connect;
@@ -46,7 +47,7 @@ async fn make(context: &Context, template: &Template, name: String) -> Result<Du
     reach(Point::SpareAnnounced).await;
     let began = Instant::now();
     let session = context.registry.session().await?;
-    let connect = grant_connect(&name, roles_that_connect(settings));
+    let connect = grant_connect(&name, roles_that_enter(settings));
     let created = tokio::select! {
         created = step("create", admin::create_database(&session, &create, &connect)) => created,
         lost = stay_keeper(context) => Err(lost),

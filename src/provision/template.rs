@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::step::{step, timed};
 use super::{Context, failure};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::isolation::database::{executor, grants};
+use crate::isolation::database::grants;
+use crate::isolation::{database_of, enter, executor};
 use crate::pg::{Doing, Executor, Session, admin, quote};
 use crate::registry::templates::{Template, TemplateOf};
 use crate::tenant::template_name;
@@ -167,10 +169,13 @@ async fn empty(context: &Context, name: &str, leave: Duration, patience: Duratio
 pub(super) async fn fill(context: &Context, name: &str, fresh: bool) -> Result<()> {
     let settings = &context.config.tenant;
     let application_name = "tenantd:template";
-    let mut session = step("connect", context.server.connect(Some(name), application_name)).await?;
-    furnish(context, &session, name).await?;
-    let executor = Executor { fresh, ..executor(&context.set, settings, &context.registry.worker) };
-    step("migrate", executor.apply(&mut session, || context.server.connect_again(name, application_name))).await?;
+    let mut session = step("connect", enter(&context.server, settings, name, application_name)).await?;
+    if settings.isolation == Isolation::Database {
+        furnish(context, &session, name).await?;
+    }
+    let database = database_of(&context.server, settings, name);
+    let executor = Executor { fresh, ..executor(name, &context.set, settings, &context.registry.worker) };
+    step("migrate", executor.apply(&mut session, || context.server.connect_again(database, application_name))).await?;
     session.close().await;
     Ok(())
 }
@@ -230,11 +235,15 @@ async fn retire_and_drop(context: &Context, template: &Template) -> Result<()> {
     step("forget", context.registry.forget_template(name)).await
 }
 
-/// Makes sure that there is a template of our set, or of a newer one: builds it, or waits for the one who does.
+/// Makes sure that there is a template of our set, or of a newer one: builds it, or waits for the one who does. Schemas are made of none.
 ///
 /// # Errors
 /// As [`build`]; [`Kind::Template`] when another tenantd does not get it done either. An older template may serve all the same.
 pub async fn ensure(context: &Context) -> Result<()> {
+    if context.config.tenant.isolation == Isolation::Schema {
+        context.supply.serve(true);
+        return Ok(());
+    }
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let keeping = context.supply.keeping().await;

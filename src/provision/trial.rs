@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::scratch::Scratch;
 use super::template::{fill, furnish};
+use crate::config::Isolation;
 use crate::error::{Error, Result};
-use crate::isolation::database::executor;
+use crate::isolation::{database_of, enter, executor};
 use crate::migrations::{Migration, MigrationSet, Mode};
-use crate::pg::catalogue::{self, Catalogue, Difference};
+use crate::pg::catalogue::{Catalogue, Difference};
 use crate::pg::migrate::measure::{Touched, measure};
 use crate::pg::{Executor, Session};
 use crate::registry::templates::Template;
@@ -69,8 +70,8 @@ async fn try_in(
     if let Some(before) = before {
         fill(&Context { set: Arc::new(before), ..context.clone() }, scratch.name(), true).await?;
     }
-    let mut session = context.server.connect(Some(scratch.name()), NAME).await?;
-    if !cloned {
+    let mut session = enter(&context.server, &context.config.tenant, scratch.name(), NAME).await?;
+    if !cloned && context.config.tenant.isolation == Isolation::Database {
         furnish(context, &session, scratch.name()).await?;
     }
     let mut tried = Vec::new();
@@ -101,18 +102,20 @@ async fn try_one(
 ) -> Result<()> {
     let settings = &context.config.tenant;
     let set = context.set.up_to(migration.version).expect("it holds that version");
-    let executor = executor(&set, settings, &context.registry.worker);
-    let connect = || context.server.connect_again(scratch.name(), NAME);
+    let executor = executor(scratch.name(), &set, settings, &context.registry.worker);
+    let database = database_of(&context.server, settings, scratch.name());
+    let connect = || context.server.connect_again(database, NAME);
     if migration.mode == Mode::Transaction {
-        tried.touched = measure(session, migration, settings.owner.as_deref()).await?;
+        tried.touched = measure(session, migration, &executor).await?;
     }
-    let before = read(session).await?;
+    let before = scratch.catalogue(context, session).await?;
     executor.apply(session, connect).await?;
     if migration.down.is_none() {
         return Ok(());
     }
-    let after = read(session).await?;
-    let down = back_and_up(&executor, session, migration, connect).await;
+    let after = scratch.catalogue(context, session).await?;
+    let look = async |session: &Session| scratch.catalogue(context, session).await;
+    let down = back_and_up(&executor, session, migration, connect, look).await;
     let (back, again) = down.map_err(|error| error.context(format!("take version {} back", migration.version)))?;
     tried.after_down = before.difference(&back);
     tried.after_up_again = after.difference(&again);
@@ -125,14 +128,11 @@ async fn back_and_up<Connecting: Future<Output = Result<Session>>>(
     session: &mut Session,
     migration: &Migration,
     connect: impl Fn() -> Connecting + Copy,
+    look: impl AsyncFn(&Session) -> Result<Catalogue>,
 ) -> Result<(Catalogue, Catalogue)> {
     let before = executor.set.up_to(migration.version - 1).map_or(0, |set| set.newest_version());
     executor.roll_back(session, before, connect).await?;
-    let back = read(session).await?;
+    let back = look(session).await?;
     executor.apply(session, connect).await.map_err(|error| error.context("apply it again"))?;
-    Ok((back, read(session).await?))
-}
-
-async fn read(session: &Session) -> Result<Catalogue> {
-    catalogue::read(session, None).await
+    Ok((back, look(session).await?))
 }

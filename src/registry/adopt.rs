@@ -50,12 +50,13 @@ pub struct Adoption<'a> {
 }
 
 const FOUND: &str = "
-select d.datname::text as name, d.oid, pg_get_userbyid(d.datdba)::text as owner, pg_has_role(d.datdba, 'usage') as may_own,
-       m.description as comment, d.datconnlimit <> -2 as valid, d.datallowconn as open,
-       d.datistemplate or d.datname in (current_database(), 'postgres') or starts_with(d.datname, $2) as reserved,
-       array(select t.key from tenantd.tenant t where t.state <> 'deleted' and (t.database_oid = d.oid or t.name = d.datname)) as tenants
-from pg_database d left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
-where d.datname = any ($1)";
+select d.name::text as name, d.oid, pg_get_userbyid(d.owner)::text as owner, pg_has_role(d.owner, 'usage') as may_own,
+       d.marker as comment, d.valid, d.open, starts_with(d.name::text, $2) or case r.isolation
+           when 'database' then d.name in (current_database(), 'postgres', 'template0', 'template1')
+           else d.name in ('public', 'information_schema', 'tenantd') or starts_with(d.name::text, 'pg_') end as reserved,
+       array(select t.key from tenantd.tenant t where t.state <> 'deleted' and (t.database_oid = d.oid or t.name = d.name)) as tenants
+from tenantd.registry r, tenantd.place d
+where d.name = any ($1::text[]::name[])";
 
 /// What the row becomes; what else is to be done with the tenant the next look finds.
 const BECOMES: &str = "state = 'ready', work = 'due', due_at = now(), failures = 0, leased_until = null, leased_by = null, name = $4, database_oid = $5,
@@ -201,7 +202,7 @@ impl Registry {
                     migrated_at = null, verified_at = null, ready_at = null,
                     error_kind = null, error_text = null, error_sqlstate = null, error_step = null
                 where key = $1 and attempt = $2 and leased_by = $3 and leased_until > clock_timestamp()
-                and not exists (select from pg_database d where d.datname = t.name) returning key
+                and not exists (select from tenantd.place d where d.name = t.name) returning key
             )
             insert into tenantd.event (key, what, who, detail) select key, $4, $5, 'its database is lost; it gets an empty one' from anew";
         let parameters: super::Parameters<'_> = &[
@@ -225,9 +226,8 @@ fn changed(message: String) -> Error {
 /// Whether the database is what a person has seen, and no other tenant's.
 async fn as_shown(transaction: &Transaction<'_>, database: &Found, key: &str) -> Result<()> {
     let Found { name, oid, comment, .. } = database;
-    let same = "select from pg_database d
-                left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
-                where d.datname = $1 and d.oid = $2 and m.description is not distinct from $3
+    let same = "select from tenantd.place d
+                where d.name = $1 and d.oid = $2 and d.marker is not distinct from $3
                 and not exists (select from tenantd.tenant t
                                 where t.key <> $4 and t.state <> 'deleted' and (t.name = $1 or t.database_oid = $2))";
     transaction

@@ -79,8 +79,8 @@ impl Registry {
                  select t.key, t.name {BEHIND} and t.ready_at <= (select started_at from tenantd.rollout where migration_set = $2)
                  order by random() limit $3
              )
-             select sample.key, coalesce(case when has_database_privilege(d.oid, 'connect') then pg_database_size(d.oid) end, 0) as bytes
-             from sample left join pg_database d on d.datname = sample.name order by 2, 1"
+             select sample.key, coalesce(tenantd.bytes(d.oid), 0) as bytes
+             from sample left join tenantd.place d on d.name = sample.name order by 2, 1"
         );
         let most = i64::try_from(SAMPLE.saturating_mul(number)).unwrap_or(i64::MAX);
         let parameters: super::Parameters<'_> = &[(&behind, Type::TEXT_ARRAY), (&id, Type::TEXT), (&most, Type::INT8)];

@@ -57,32 +57,32 @@ const OUTSIDE: &str = "
 select t.key, t.name, t.state::text, t.work::text, t.access, t.database_oid as recorded_oid,
        t.error_kind || ': ' || t.error_text as error, coalesce(t.leased_until > now(), false) as leased,
        case when t.leased_until <= now() then t.leased_by end as lease_left_by,
-       d.oid, pg_get_userbyid(d.datdba)::text as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
-       has_database_privilege('public', d.oid, 'connect') as public, m.description as marker,
+       d.oid, pg_get_userbyid(d.owner)::text as owner, d.valid, d.open, d.public, d.marker,
        array(select rolname::text from pg_roles
-             where d.oid is not null and rolname = any ($9::text[]) and not has_database_privilege(pg_roles.oid, d.oid, 'connect')
+             where d.oid is not null and rolname = any ($9::text[])
+             and not case r.isolation when 'database' then has_database_privilege(pg_roles.oid, d.oid, 'connect')
+                                      else has_schema_privilege(pg_roles.oid, d.oid, 'usage') end
              order by 1) as shut_out
-from tenantd.tenant t left join pg_database d on d.datname = t.name
-left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass";
+from tenantd.registry r, tenantd.tenant t left join tenantd.place d on d.name = t.name";
 
 /// What tenantd makes under random names is told by its rows, but for a template, which bears a marker.
 const ORPHANS: &str = "
-select d.datname::text as name, d.oid, m.description as comment, coalesce(starts_with(m.description, $1), false) as ours
-from pg_database d left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
-where not exists (select from tenantd.tenant t where t.name = d.datname or t.database_oid = d.oid)
-  and not exists (select from tenantd.template p where p.name = d.datname)
-  and case when m.description = $1 || 'template' then true
-           when starts_with(d.datname, $3) then false
-           else starts_with(m.description, $1)
-                or starts_with(d.datname, $2)
-                   and substr(d.datname, length($2) + 1) ~ '^[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}$' end
+select d.name::text as name, d.oid, d.marker as comment, coalesce(starts_with(d.marker, $1), false) as ours
+from tenantd.place d
+where not exists (select from tenantd.tenant t where t.name = d.name or t.database_oid = d.oid)
+  and not exists (select from tenantd.template p where p.name = d.name)
+  and case when d.marker = $1 || 'template' then true
+           when starts_with(d.name::text, $3) then false
+           else starts_with(d.marker, $1)
+                or starts_with(d.name::text, $2)
+                   and substr(d.name::text, length($2) + 1) ~ '^[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}$' end
 order by 1";
 
 const DUPLICATES: &str = "
-select array_agg(d.datname::text order by d.datname) as names
-from pg_database d join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
-where starts_with(m.description, $1) and m.description <> $1 || 'template' and not starts_with(d.datname, $2)
-group by m.description having count(*) > 1 order by 1";
+select array_agg(d.name::text order by d.name) as names
+from tenantd.place d
+where starts_with(d.marker, $1) and d.marker <> $1 || 'template' and not starts_with(d.name::text, $2)
+group by d.marker having count(*) > 1 order by 1";
 
 const FREE_EXPIRED: &str = "
 with freed as (

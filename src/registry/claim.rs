@@ -72,13 +72,10 @@ const CLAIM_KEYS: &str = "
     for update of t skip locked
 )
 update tenantd.tenant t set attempt = t.attempt + 1, leased_until = now() + $2 * interval '1 second', leased_by = $3
-from picked left join pg_database d on d.datname = picked.name
-left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
+from picked left join tenantd.place d on d.name = picked.name
 where t.key = picked.key ";
 
-const SEEN: &str =
-    ", d.oid, pg_get_userbyid(d.datdba)::text as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
-    has_database_privilege('public', d.oid, 'connect') as public, m.description as marker";
+const SEEN: &str = ", d.oid, pg_get_userbyid(d.owner)::text as owner, d.valid, d.open, d.public, d.marker";
 
 /// Begins a statement whose commit is not waited for until it is on disk; the setting ends with the transaction.
 ///
@@ -256,8 +253,7 @@ impl Registry {
                          update tenantd.tenant set name = $3 from without_fsync
                          where key = $1 and attempt = $2 and leased_by = $4 returning key
                      )
-                     select named.key{SEEN} from named left join pg_database d on d.datname = $3
-                     left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass"
+                     select named.key{SEEN} from named left join tenantd.place d on d.name = $3"
                 ),
                 &[
                     (&claim.key, Type::TEXT),

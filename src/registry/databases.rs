@@ -1,9 +1,12 @@
-//! Tenants' databases seen from outside: how large they are, who is in them, who must leave.
+//! Tenants' databases, or schemas, seen from outside: how large they are, who is in them, who must leave.
 
 use tokio_postgres::types::Type;
 
+use super::claim::damaged;
 use super::{Registry, field};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
+use crate::plan::Database;
 use crate::tenant::{Marker, State};
 
 /// What keeps a database from being renamed or dropped.
@@ -17,7 +20,64 @@ pub struct Occupant {
     pub ours_to_end: bool,
 }
 
+/// How much a tenant is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Its size; `None` where that may not be known.
+    pub bytes: Option<u64>,
+    /// How many sessions are in its database; `None` where it shares one.
+    pub connections: Option<i64>,
+}
+
 impl Registry {
+    /// Looks at the database, or schema, `name` from outside: `ours` if its comment is `marker`. `None` when there is none.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn look(&self, name: &str, marker: &str) -> Result<Option<Database>> {
+        let rows = self
+            .query(
+                "select d.oid, pg_get_userbyid(d.owner)::text as owner, d.valid, d.open, d.public, coalesce(d.marker = $2, false) as ours
+                 from tenantd.place d where d.name = $1",
+                &[(&name, Type::TEXT), (&marker, Type::TEXT)],
+                || format!("look for the {} {name:?}", self.isolation),
+            )
+            .await
+            .map_err(damaged)?;
+        let read = |row| -> Result<Database> {
+            Ok(Database {
+                oid: field(row, "oid")?,
+                owner: field(row, "owner")?,
+                ours: field(row, "ours")?,
+                valid: field(row, "valid")?,
+                open: field(row, "open")?,
+                public: field(row, "public")?,
+                applied: None,
+            })
+        };
+        rows.first().map(read).transpose()
+    }
+
+    /// Measures the database, or schema, of the given oid.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn measure(&self, oid: u32) -> Result<Use> {
+        let rows = self
+            .query(
+                "select tenantd.bytes($1) as bytes,
+                        case r.isolation when 'database' then (select count(*) from pg_stat_activity where datid = $1) end as connections
+                 from tenantd.registry r",
+                &[(&oid, Type::OID)],
+                || format!("measure the {} of the oid {oid}", self.isolation),
+            )
+            .await
+            .map_err(damaged)?;
+        let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a size came back without a row"))?;
+        let bytes: Option<i64> = field(row, "bytes")?;
+        Ok(Use { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()), connections: field(row, "connections")? })
+    }
+
     /// The size in bytes of the database `name`, if it is the tenant `key`'s.
     ///
     /// # Errors
@@ -26,8 +86,7 @@ impl Registry {
         let marker = Marker::of(self.id, key).to_string();
         let rows = self
             .query(
-                "select pg_database_size(oid) as bytes, coalesce(shobj_description(oid, 'pg_database') = $2, false) as ours
-                 from pg_database where datname = $1",
+                "select coalesce(tenantd.bytes(oid), 0) as bytes, coalesce(marker = $2, false) as ours from tenantd.place where name = $1",
                 &[(&name, Type::TEXT), (&marker, Type::TEXT)],
                 || format!("look how large the database {name:?} is"),
             )
@@ -68,11 +127,14 @@ impl Registry {
     }
 
     /// Everything that keeps the database `name` from being renamed or dropped: sessions, prepared transactions, replication slots.
-    /// Those of the server's own that leave by themselves are not among them.
+    /// Those of the server's own that leave by themselves are not among them. A schema is nobody in.
     ///
     /// # Errors
     /// The main database cannot be reached.
     pub async fn occupants(&self, name: &str) -> Result<Vec<Occupant>> {
+        if self.isolation == Isolation::Schema {
+            return Ok(Vec::new());
+        }
         // The names of roles are not to be taken for SQL here: this is for people.
         let rows = self
             .query(

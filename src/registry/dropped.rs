@@ -12,6 +12,7 @@ use super::claim::{Claim, damaged, fenced};
 use super::events::What;
 use super::hand_over::RENAME_TIMEOUT;
 use super::{Registry, field, locks};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::{Doing, PooledSession, Session, admin, quote};
@@ -115,7 +116,9 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn shut(&self, claim: &Claim, name: &str) -> Result<()> {
-        self.mend_database(claim, name, &admin::open(name, false)).await?;
+        if self.isolation == Isolation::Database {
+            self.mend_database(claim, name, &admin::open(name, false)).await?;
+        }
         reach(Point::Shut).await;
         Ok(())
     }
@@ -256,9 +259,11 @@ impl Registry {
             self.must_be_ours(&transaction, claim, claim.name.as_deref().unwrap_or(name)).await?;
             self.set_this_aside(&transaction, claim, aside).await?;
         }
-        let rename = format!("alter database {} rename to {};", quote::identifier(random), quote::identifier(name));
+        let isolation = self.isolation;
+        let rename = format!("alter {isolation} {} rename to {};", quote::identifier(random), quote::identifier(name));
+        let open = if isolation == Isolation::Database { admin::open(name, true) } else { String::new() };
         transaction
-            .batch_execute(&(rename + &admin::open(name, true)))
+            .batch_execute(&(rename + &open))
             .await
             .doing(|| format!("rename the database {random:?} to {name:?}"))
             .map_err(taken)?;
@@ -293,11 +298,11 @@ impl Registry {
                 "with condemned as (
                      update tenantd.dropped d set condemned_at = coalesce(condemned_at, now())
                      where name = $1 and (purge_after <= now() or condemned_at is not null or $3)
-                     and not exists (select from pg_database where datname = $1 and shobj_description(oid, 'pg_database') is distinct from $2)
+                     and not exists (select from tenantd.place p where p.name = $1 and p.marker is distinct from $2)
                      returning 1
                  )
                  select exists (select from condemned) as condemned,
-                        exists (select from pg_database where datname = $1 and shobj_description(oid, 'pg_database') is distinct from $2) as foreign",
+                        exists (select from tenantd.place p where p.name = $1 and p.marker is distinct from $2) as foreign",
                 &[(&dropped.name, Type::TEXT), (&marker, Type::TEXT), (&now, Type::BOOL)],
                 || format!("take the database {:?} away", dropped.name),
             )
@@ -371,7 +376,7 @@ fn detail(name: &str, random: &str, backup: Option<&str>) -> String {
 /// A name that another database has.
 fn taken(error: Error) -> Error {
     match error.code() {
-        Some("42P04") => {
+        Some("42P04" | "42P06") => {
             error.with_kind(Kind::Conflict).hint("another database has the tenant's name: rename it out of the way")
         }
         _ => error,

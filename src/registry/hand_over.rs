@@ -90,7 +90,7 @@ impl Registry {
     pub(super) async fn fence(&self, transaction: &Transaction<'_>, claim: &Claim, spare: &str) -> Result<u32> {
         let held = transaction
             .query_typed_opt(
-                "select d.oid from tenantd.tenant t join pg_database d on d.datname = $3
+                "select d.oid from tenantd.tenant t join tenantd.place d on d.name = $3
                  where t.key = $1 and t.attempt = $2 and t.leased_by = $4 and t.leased_until > clock_timestamp() for update of t",
                 &[
                     (&claim.key, Type::TEXT),
@@ -180,11 +180,31 @@ impl Registry {
         Ok(())
     }
 
+    /// Hands a tenant's schema over that was made whole under its name: `enter` lets its roles in, and its oid is recorded. That it is ready is recorded
+    /// with what it has, afterwards.
+    ///
+    /// # Errors
+    /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
+    pub async fn hand_over_made(&self, claim: &Claim, name: &str, enter: &str) -> Result<()> {
+        let mut session = self.session().await?;
+        let transaction = session.transaction().await.doing(|| "begin a hand-over".to_owned())?;
+        let oid = self.fence(&transaction, claim, name).await?;
+        self.must_be_ours(&transaction, claim, name).await?;
+        let record = format!(
+            "{enter} update tenantd.tenant set database_oid = {oid} where key = {} and attempt = {}; commit",
+            quote::literal(&claim.key),
+            claim.attempt
+        );
+        transaction.batch_execute(&record).await.doing(|| format!("hand the schema {name:?} over"))?;
+        reach(Point::HandedOver).await;
+        Ok(())
+    }
+
     pub(super) async fn must_be_ours(&self, client: &Transaction<'_>, claim: &Claim, name: &str) -> Result<()> {
         let marker = Marker::of(self.id, &claim.key).to_string();
         client
             .query_typed_opt(
-                "select from pg_database d where d.datname = $1 and shobj_description(d.oid, 'pg_database') = $2",
+                "select from tenantd.place d where d.name = $1 and d.marker = $2",
                 &[(&name, Type::TEXT), (&marker, Type::TEXT)],
             )
             .await

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::claim::damaged;
 use super::{field, triggers};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -33,6 +34,8 @@ pub struct Identity {
     pub needs_version: i64,
     /// Whether the users from before the installation got their held rows.
     pub users_held: bool,
+    /// What tenants have of their own here.
+    pub isolation: Isolation,
 }
 
 /// Reads the registry's row about itself; `None` when there is none yet.
@@ -42,7 +45,7 @@ pub struct Identity {
 pub async fn read(client: &Client) -> Result<Option<Identity>> {
     let row = client
         .query_typed_opt(
-            "select r.id, r.needs_version, r.users_held_at is not null as users_held,
+            "select r.id, r.needs_version, r.users_held_at is not null as users_held, r.isolation,
                     r.system_identifier = c.system_identifier and r.database_oid = d.oid as at_home
              from tenantd.registry r, pg_control_system() c, pg_database d where d.datname = current_database()",
             &[],
@@ -56,6 +59,9 @@ pub async fn read(client: &Client) -> Result<Option<Identity>> {
             at_home: field(&row, "at_home")?,
             needs_version: field(&row, "needs_version")?,
             users_held: field(&row, "users_held")?,
+            isolation: Isolation::from_word(&field::<String>(&row, "isolation")?).ok_or_else(|| {
+                Error::new(Kind::Registry, "the registry holds an isolation that this tenantd does not know")
+            })?,
         })
     })
     .transpose()
@@ -98,6 +104,37 @@ pub fn check(identity: &Identity, carried: i64) -> Result<()> {
         .hint("if it moved for good: `tenantd setup --adopt-registry`; if it is a copy: `tenantd setup --new-registry` forgets the tenants"));
     }
     Ok(())
+}
+
+/// Records what tenants have of their own, which can be chosen until there is something of one.
+///
+/// # Errors
+/// [`Kind::Usage`] where there is, of the other kind. The registry cannot be written.
+pub async fn isolate(client: &Client, isolation: Isolation) -> Result<()> {
+    let row = client
+        .query_typed_one(
+            "with chosen as (
+                 update tenantd.registry set isolation = $1 where isolation <> $1
+                 and not exists (select from tenantd.tenant where database_oid is not null) and not exists (select from tenantd.dropped)
+                 and not exists (select from tenantd.template) and not exists (select from tenantd.spare) returning isolation
+             ) select coalesce((select isolation from chosen), isolation) as isolation from tenantd.registry",
+            &[(&isolation.word(), Type::TEXT)],
+        )
+        .await
+        .doing(|| "record what tenants have of their own".to_owned())?;
+    matches(field::<String>(&row, "isolation")? == isolation.word(), isolation)
+}
+
+/// Refuses settings that say otherwise than the registry what tenants have of their own.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn matches(alike: bool, wanted: Isolation) -> Result<()> {
+    if alike {
+        return Ok(());
+    }
+    Err(Error::usage(format!("tenant.isolation = \"{wanted}\", and there are tenants, templates or spares of the other kind"))
+        .hint("how tenants are kept apart is chosen before the first is made; `tenantd setup --remove` forgets them all, and leaves what they hold"))
 }
 
 /// Makes the registry's row, or settles what became of one from another database. The tenants of a copy are forgotten.

@@ -68,6 +68,7 @@ impl Registry {
         grants::check_roles(&session, config, &mut notes).await?;
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
+        identity::isolate(&session, config.tenant.isolation).await?;
         let another_table = identity::point_at(&session, &table.name).await?;
         if another_table && identity.users_held {
             notes.push(format!(
@@ -139,6 +140,7 @@ impl Registry {
         }
         let identity = identity::read(&session).await?.ok_or_else(none)?;
         identity::check(&identity, embedded::main()?.newest_version())?;
+        identity::matches(identity.isolation == worker.isolation, worker.isolation)?;
         session.close().await;
         worker.registry(server, identity.id)
     }
@@ -264,6 +266,7 @@ async fn make_registry(
         set: &set,
         history: History::main(),
         owner: None,
+        among: None,
         protect_from: Vec::new(),
         lock_timeout: migrate::LOCK_TIMEOUT,
         statement_timeout: migrate::STATEMENT_TIMEOUT,
@@ -356,7 +359,7 @@ async fn count_held(client: &Client, config: &Config, notes: &mut Vec<String>) -
     let row = client
         .query_typed_one(
             "select count(*) as held,
-                    count(*) filter (where exists (select from pg_database d where d.datname = $1 || replace(t.key, '-', '_'))) as named
+                    count(*) filter (where exists (select from tenantd.place d where d.name = $1 || replace(t.key, '-', '_'))) as named
              from tenantd.tenant t where work = 'held' and state = 'requested'",
             &[(&config.tenant.prefix, Type::TEXT)],
         )

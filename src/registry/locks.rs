@@ -44,18 +44,21 @@ const ALIVE: &str = "exists (
     and split_part(a.application_name, ' ', 2) <> '' and starts_with(worker, split_part(a.application_name, ' ', 2)))";
 
 const LOCKS: &str = "
-select case when l.objsubid = 1 then 'migrations of tenant ' || coalesce(t.key, d.datname::text)
+select case when l.objsubid = 1 then 'migrations of tenant ' || t.key
             when l.objid = 1 then 'the doorbell' when l.objid = 2 then 'the installation' else 'the purge' end as what,
        case when l.objsubid = 1 then t.key end as key,
        coalesce(format('role %I (%s, pid %s)', a.usename, coalesce(nullif(a.application_name, ''), 'no name'), a.pid), 'a prepared transaction') as holder,
        a.pid
 from pg_locks l join pg_database d on d.oid = l.database
-left join tenantd.tenant t on t.name = d.datname and t.state = 'ready'
+left join tenantd.tenant t on t.state = 'ready' and case (select isolation from tenantd.registry)
+    when 'database' then t.name = d.datname
+         and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tenantd.migrate:public', 0)
+    else d.datname = current_database()
+         and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tenantd.migrate:' || t.name, 0) end
 left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.mode = 'ExclusiveLock'
 and (l.objsubid = 2 and d.datname = current_database() and l.classid = 20250 and l.objid in (1, 2, 3)
-     or l.objsubid = 1 and t.key is not null
-        and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tenantd.migrate:public', 0))
+     or l.objsubid = 1 and t.key is not null)
 and ($1::text is null or t.key = $1)
 order by 1";
 

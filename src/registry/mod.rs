@@ -51,6 +51,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use uuid::Uuid;
 
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
 use crate::pg::{Doing, Pool, PooledSession, Server};
@@ -67,6 +68,8 @@ pub struct Registry {
     pool: Pool,
     /// The registry's own id, half of every ownership marker.
     pub id: Uuid,
+    /// What tenants have of their own.
+    pub isolation: Isolation,
     /// Who claims: `host:pid:random` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
     /// The user and the machine that this process runs for, as events name them: `alice@host`.
@@ -98,25 +101,35 @@ pub struct Worker {
     pub who: String,
     /// The most connections in its pool; those that stand apart from it, such as its doorbell's, come on top.
     pub connections: usize,
+    /// What it takes tenants to have of their own.
+    pub isolation: Isolation,
 }
 
 impl Worker {
     /// This process, as a `role` such as `daemon` or `sweep`, run by `user`.
     #[must_use]
-    pub fn new(role: &str, user: &str, host: &str, connections: usize) -> Self {
+    pub fn new(role: &str, user: &str, host: &str, connections: usize, isolation: Isolation) -> Self {
         // Two containers may have one host name, and both the process id 1.
         let random = &Uuid::new_v4().simple().to_string()[..4];
         let name = format!("{host}:{}:{random}", std::process::id());
         let mut application_name = format!("tenantd:{role} {name}");
         // The server would cut it off with a notice.
         application_name.truncate(application_name.floor_char_boundary(crate::tenant::MAX_IDENTIFIER_BYTES));
-        Worker { name, application_name, who: format!("{user}@{host}"), connections }
+        Worker { name, application_name, who: format!("{user}@{host}"), connections, isolation }
     }
 
     fn registry(&self, server: &Server, id: Uuid) -> Result<Registry> {
         let pool = Pool::new(server.clone(), self.connections, &*self.application_name);
         let knows = embedded::main()?.newest_version();
-        Ok(Registry { pool, id, worker: self.name.clone(), who: self.who.clone(), knows, in_hand: Arc::default() })
+        Ok(Registry {
+            pool,
+            id,
+            isolation: self.isolation,
+            worker: self.name.clone(),
+            who: self.who.clone(),
+            knows,
+            in_hand: Arc::default(),
+        })
     }
 }
 

@@ -19,10 +19,12 @@ const TABLES: &[&str] = &[
     "event",
     "spare",
     "dropped",
+    "place",
     "spares_at_hand",
     "tenants",
 ];
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 9] = [
+    "bytes(oid)",
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",
     "take_in()",
@@ -77,7 +79,10 @@ pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
 /// The databases that were set aside under random names, of tenants that were dropped, reset or replaced, and are there yet.
 pub(super) async fn set_aside(client: &Client) -> Result<Vec<String>> {
     let rows = client
-        .query_typed("select name from tenantd.dropped where name in (select datname from pg_database) order by 1", &[])
+        .query_typed(
+            "select name from tenantd.dropped where name in (select p.name::text from tenantd.place p) order by 1",
+            &[],
+        )
         .await
         .doing(|| "look for databases that were set aside".to_owned())?;
     rows.iter().map(|row| field(row, "name")).collect()

@@ -63,6 +63,12 @@ impl Rollout {
     pub fn is_open(&self) -> bool {
         self.passed && self.state == RolloutState::Done
     }
+
+    /// Whether new tenants get the set: its canaries have passed.
+    #[must_use]
+    pub fn is_for_new(&self) -> bool {
+        self.passed && self.state != RolloutState::Aborted
+    }
 }
 
 const COLUMNS: &str = "migration_set, version, state, why, by_canaries, canaries, coalesce(behind, 0) as behind, passed_at is not null as passed,

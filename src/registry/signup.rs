@@ -297,8 +297,8 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
         "missing as (
              insert into tenantd.tenant (key, work)
              select u.key, case when (select users_held_at from tenantd.registry) is null and not exists (
-                     select from pg_database d, tenantd.registry r
-                     where d.datname = ($1 || replace(u.key, '-', '_'))::name and shobj_description(d.oid, 'pg_database')
+                     select from tenantd.place d, tenantd.registry r
+                     where d.name = ($1 || replace(u.key, '-', '_'))::name and d.marker
                          = format('tenantd %s %s', r.id, encode(sha256(convert_to(u.key, 'UTF8')), 'hex')))
                  then 'held' else 'due' end
              from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u

@@ -105,10 +105,9 @@ pub struct Room {
     pub last_hour: i64,
 }
 
-/// A lease that ran out tells of work that was broken off, also where nothing was due. Whether PUBLIC may connect is seen in what the catalogue
-/// holds of the database: the function that tells would look each up anew.
+/// A lease that ran out tells of work that was broken off, also where nothing was due.
 const NEEDING: &str = "
-from tenantd.tenant t left join pg_database d on d.datname = t.name
+from tenantd.tenant t left join tenantd.place d on d.name = t.name
 where t.state in ('requested', 'ready') and t.work <> 'held'
 and case
     when t.work in ('due', 'failing') then t.due_at <= now() or $7
@@ -117,9 +116,8 @@ and case
     else (t.migration_set is null or t.migration_set <> all ($3)) and (
         t.migration_set is distinct from $2 and (t.migration_set is null or t.migration_set <> all ($13))
         or t.access is distinct from $5
-        or d.oid is distinct from t.database_oid or d.datconnlimit = -2 or not d.datallowconn
-        or d.datdba <> (select oid from pg_roles where rolname = coalesce($4, current_user))
-        or d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false)
+        or d.oid is distinct from t.database_oid or not d.valid or not d.open or d.public
+        or d.owner <> (select oid from pg_roles where rolname = coalesce($4, current_user))
         or (coalesce(t.verified_at, 'epoch'), t.key) <= ({cut}))
     end";
 

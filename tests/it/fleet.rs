@@ -30,6 +30,7 @@ pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     let settings = [
         ("main.url", database.url()),
+        ("tenant.isolation", database.isolation().word().to_owned()),
         ("tenant.prefix", database.prefix().to_owned()),
         ("tenant.owner", "tenant_owner".to_owned()),
         ("tenant.use", "app".to_owned()),
@@ -100,7 +101,7 @@ impl Fleet {
     async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
-        let worker = Worker::new("test", "test", "test", 12);
+        let worker = Worker::new("test", "test", "test", 12, config.tenant.isolation);
         let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set), Supply::default()).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })

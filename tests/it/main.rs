@@ -61,6 +61,7 @@ mod rollback;
 #[cfg(debug_assertions)]
 mod rollout_crashes;
 mod rollouts;
+mod schemas;
 mod secrets;
 mod service;
 mod serving;

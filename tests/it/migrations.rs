@@ -47,6 +47,7 @@ pub fn executor(set: &MigrationSet) -> Executor<'_> {
         set,
         history: History::tenant("public"),
         owner: Some("tenant_owner"),
+        among: None,
         protect_from: vec!["app".to_owned()],
         lock_timeout: LOCK_TIMEOUT,
         statement_timeout: STATEMENT_TIMEOUT,

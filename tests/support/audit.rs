@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tenantd::config::Isolation;
 use tokio_postgres::Client;
 
 use super::until::INTERVAL;
@@ -49,7 +50,7 @@ impl Finding {
         Finding::ConnectionLeft,
     ];
 
-    /// A query for names of what is found; `$1` is the prefix of the tenants.
+    /// A query for names of what is found; `$1` is the prefix of the tenants, `{place}` stands for where tenants may be.
     fn query(self) -> &'static str {
         match self {
             Finding::UserWithoutTenant => {
@@ -59,11 +60,11 @@ impl Finding {
             }
             Finding::ReadyWithoutDatabase => {
                 "select key from tenantd.tenant t
-                 where $1::text is not null and state = 'ready' and not exists (select from pg_database where datname = t.name)"
+                 where $1::text is not null and state = 'ready' and not exists (select from {place} p where p.name = t.name)"
             }
             Finding::DatabaseWithoutTenant => {
-                "select datname::text from pg_database
-                 where starts_with(datname, $1) and not exists (select from tenantd.tenant t where t.name = datname)"
+                "select name from {place} p
+                 where starts_with(name, $1) and not exists (select from tenantd.tenant t where t.name = p.name)"
             }
             Finding::InvalidDatabase => {
                 "select datname::text from pg_database
@@ -73,16 +74,14 @@ impl Finding {
                         or exists (select from tenantd.dropped p where p.name = datname))"
             }
             Finding::DuplicateMarker => {
-                "select shobj_description(oid, 'pg_database') from pg_database
-                 where starts_with(datname, $1) group by 1 having count(*) > 1 and shobj_description(min(oid), 'pg_database') is not null"
+                "select marker from {place} p
+                 where starts_with(name, $1) and marker is not null group by 1 having count(*) > 1"
             }
             Finding::ExpiredLease => {
                 "select key from tenantd.tenant where $1::text is not null and leased_until < clock_timestamp()"
             }
             Finding::OpenToPublic => {
-                "select datname::text from pg_database
-                 where starts_with(datname, $1) and exists (
-                     select from aclexplode(coalesce(datacl, acldefault('d', datdba))) where grantee = 0)"
+                "select name from {place} p where starts_with(name, $1) and exists (select from aclexplode(acl) where grantee = 0)"
             }
             Finding::OpenSpare => {
                 "select datname::text from pg_database
@@ -114,24 +113,40 @@ impl Finding {
     }
 }
 
+/// Where tenants may be, as a table of name, oid, marker and rights.
+pub fn place(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Database => {
+            "(select datname::text as name, oid, shobj_description(oid, 'pg_database') as marker, coalesce(datacl, acldefault('d', datdba)) as acl
+              from pg_database)"
+        }
+        Isolation::Schema => {
+            "(select nspname::text as name, oid, obj_description(oid, 'pg_namespace') as marker, coalesce(nspacl, acldefault('n', nspowner)) as acl
+              from pg_namespace)"
+        }
+    }
+}
+
 /// Everything found in the main database that `client` is connected to and that is not among `allowed`, as sentences.
-pub async fn audit(client: &Client, prefix: &str, allowed: &[Finding]) -> Vec<String> {
+pub async fn audit(client: &Client, isolation: Isolation, prefix: &str, allowed: &[Finding]) -> Vec<String> {
     let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null and to_regclass('tenantd.dropped') is not null";
     let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
     let start = Instant::now();
     let mut found = Vec::new();
     for finding in Finding::ALL {
         if !allowed.contains(&finding) && (registry || !finding.needs_registry()) {
-            found.extend(look(client, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")));
+            found.extend(
+                look(client, isolation, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")),
+            );
         }
     }
     found
 }
 
-async fn look(client: &Client, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
+async fn look(client: &Client, isolation: Isolation, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
+    let sql = finding.query().replace("{place}", place(isolation));
     loop {
-        let rows =
-            client.query(finding.query(), &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
+        let rows = client.query(&sql, &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
         if rows.is_empty() || !finding.fades() || start.elapsed() > FADING {
             return rows.iter().map(|row| row.get(0)).collect();
         }

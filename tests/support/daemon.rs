@@ -62,6 +62,7 @@ impl Program {
         Self::bare(database.server().directory())
             .setting("main.url", &database.url())
             .setting("signup.notify", "true")
+            .setting("tenant.isolation", database.isolation().word())
             .setting("tenant.prefix", database.prefix())
             .setting("tenant.owner", "tenant_owner")
             .setting("tenant.use", "app")

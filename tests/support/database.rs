@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tenantd::config::Isolation;
 use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::audit::{Finding, audit};
+use super::audit::{Finding, audit, place};
 use super::process::tell;
 use super::server::TestServer;
 use super::until::until;
@@ -19,6 +20,9 @@ pub const TENANTD_PASSWORD: &str = "swordfish:p@ss/word%of tenantd";
 pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
 pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
+
+/// What tenants have of their own in every test that does not say: `database`, the default, or `schema`.
+const ISOLATION: &str = "TENANTD_TEST_ISOLATION";
 
 /// Cloned for every test, and never entered.
 const TEMPLATE: &str = "test_template";
@@ -35,6 +39,7 @@ pub struct TestDatabase {
     server: Arc<TestServer>,
     name: String,
     prefix: String,
+    isolation: Isolation,
     allowed: Vec<Finding>,
     finished: bool,
 }
@@ -55,7 +60,33 @@ impl TestDatabase {
             .batch_execute(&format!("create database {name} template {TEMPLATE}"))
             .await
             .expect("create the main database");
-        Self { server: Arc::clone(server), name, prefix: format!("t{random}_"), allowed: Vec::new(), finished: false }
+        let database = Self {
+            server: Arc::clone(server),
+            name,
+            prefix: format!("t{random}_"),
+            isolation: Isolation::Database,
+            allowed: Vec::new(),
+            finished: false,
+        };
+        match std::env::var(ISOLATION).as_deref() {
+            Ok("schema") => database.with_schemas().await,
+            Ok("database") | Err(_) => database,
+            Ok(other) => panic!("{ISOLATION} is {other:?}, and not database or schema"),
+        }
+    }
+
+    /// Its tenants have a schema each in it, for which tenantd gets the right that it needs.
+    pub async fn with_schemas(mut self) -> Self {
+        let grant = format!("grant create on database {} to tenantd", self.name);
+        self.superuser().await.batch_execute(&grant).await.expect("let tenantd make schemas");
+        self.isolation = Isolation::Schema;
+        self
+    }
+
+    /// What its tenants have of their own.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
     }
 
     /// Tenants' names begin with `prefix`: for a main database that is alone on its server.
@@ -123,9 +154,24 @@ impl TestDatabase {
         self.server.superuser(&self.name).await
     }
 
-    /// A superuser's connection to a tenant's database.
-    pub async fn tenant_superuser(&self, database: &str) -> Client {
-        self.server.superuser(database).await
+    /// A superuser's connection to a tenant's database, or to its schema.
+    pub async fn tenant_superuser(&self, name: &str) -> Client {
+        if self.isolation == Isolation::Database {
+            return self.server.superuser(name).await;
+        }
+        let client = self.superuser().await;
+        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
+        client
+    }
+
+    /// The same as the application's role.
+    pub async fn tenant_app(&self, name: &str) -> Client {
+        if self.isolation == Isolation::Database {
+            return self.server.client("app", APP_PASSWORD, name).await;
+        }
+        let client = self.app().await;
+        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
+        client
     }
 
     /// A connection as the daemon's role.
@@ -144,10 +190,11 @@ impl TestDatabase {
         self.app().await.query_one(insert, &[&email]).await.expect("a signup never fails").get(0)
     }
 
-    /// Names of the databases that bear this test's prefix, in order.
+    /// Names of the databases, or schemas, that bear this test's prefix, in order.
     pub async fn tenant_databases(&self) -> Vec<String> {
-        let select = "select datname::text from pg_database where starts_with(datname, $1) order by 1";
-        let rows = self.superuser().await.query(select, &[&self.prefix]).await.expect("list the tenants");
+        let place = place(self.isolation);
+        let select = format!("select name from {place} p where starts_with(name, $1) order by 1");
+        let rows = self.superuser().await.query(&select, &[&self.prefix]).await.expect("list the tenants");
         rows.iter().map(|row| row.get(0)).collect()
     }
 
@@ -163,10 +210,13 @@ impl TestDatabase {
     /// With everything that was found and not allowed; then nothing is removed.
     pub async fn finish(mut self) {
         let client = self.superuser().await;
-        let found = audit(&client, &self.prefix, &self.allowed).await;
+        let found = audit(&client, self.isolation, &self.prefix, &self.allowed).await;
         assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
-        let mut databases = self.tenant_databases().await;
-        databases.extend(self.spares(&client).await);
+        let mut databases = Vec::new();
+        if self.isolation == Isolation::Database {
+            databases.extend(self.tenant_databases().await);
+            databases.extend(self.spares(&client).await);
+        }
         drop(client);
         databases.push(self.name.clone());
         let admin = self.server.superuser("postgres").await;

@@ -1,13 +1,12 @@
 //! The plans carried out, one tenant after the other.
 
-use super::judge::{Plan, SCHEMA};
+use super::judge::Plan;
 use super::{Adopt, Report};
 use crate::commands::given::Given;
 use crate::error::Result;
 use crate::fail_points::{Point, reach};
-use crate::isolation::database::executor;
+use crate::isolation::{enter, executor};
 use crate::migrations::MigrationSet;
-use crate::pg::{Executor, History};
 use crate::provision::under_lease;
 use crate::registry::Registry;
 use crate::registry::adopt::Adoption;
@@ -86,8 +85,8 @@ async fn baseline(given: &Given, registry: &Registry, plan: &Plan, set: &Migrati
         registry.own_database(&plan.database, &plan.key, owner).await?;
         reach(Point::Owned).await;
     }
-    let session = given.server.connect(Some(name), &format!("tenantd:{}", plan.key)).await?;
-    let executor = Executor { history: History::tenant(SCHEMA), ..executor(set, settings, &registry.worker) };
+    let session = enter(&given.server, settings, name, &format!("tenantd:{}", plan.key)).await?;
+    let executor = executor(name, set, settings, &registry.worker);
     let written = executor.baseline(&session).await;
     session.close().await;
     if written.is_ok() {

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::choose::Candidate;
 use crate::commands::given::Given;
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
+use crate::isolation::{enter, schema_of};
 use crate::migrations::compare::{Verdict, compare};
 use crate::migrations::{Entry, MigrationSet, id_of};
 use crate::pg::migrate::AppliedRow;
@@ -14,9 +16,6 @@ use crate::registry::adopt::Found;
 use crate::registry::check::Outside;
 use crate::registry::lookup::Filter;
 use crate::tenant::{Marker, State};
-
-/// Where a tenant's tables and the history of its migrations are.
-pub(super) const SCHEMA: &str = "public";
 
 /// What would be recorded of one database.
 #[derive(Debug)]
@@ -178,9 +177,13 @@ async fn look(
     database: &Found,
     owner: &str,
 ) -> Result<(Vec<AppliedRow>, Vec<(String, String)>)> {
-    let session = given.server.connect(Some(&database.name), &format!("tenantd:{key}")).await?;
-    let looked =
-        async { Ok((History::tenant(SCHEMA).read(&session).await?, ownership::out_of_reach(&session, owner).await?)) };
+    let settings = &given.config.tenant;
+    let session = enter(&given.server, settings, &database.name, &format!("tenantd:{key}")).await?;
+    let schema = schema_of(settings, &database.name);
+    let looked = async {
+        let within = (settings.isolation == Isolation::Schema).then_some(schema);
+        Ok((History::tenant(schema).read(&session).await?, ownership::out_of_reach(&session, within, owner).await?))
+    };
     let looked = looked.await;
     session.close().await;
     looked.map_err(|error: Error| error.context(format!("look into the database {:?}", database.name)))

@@ -7,7 +7,9 @@ use tokio::sync::Mutex;
 
 use super::outside::{FIX, ROLLOUT};
 use super::{Finding, Ill};
+use crate::config::Isolation;
 use crate::error::{Error, Result};
+use crate::isolation::{enter, schema_of};
 use crate::migrations::compare::{Verdict, compare};
 use crate::migrations::{Entry, id_of};
 use crate::pg::catalogue::{self, Catalogue, Change, Difference};
@@ -17,9 +19,6 @@ use crate::provision::Context;
 use crate::provision::expected::expected;
 use crate::registry::check::Outside;
 use crate::tenant::Work;
-
-/// Where a tenant's tables and the history of its migrations are.
-const SCHEMA: &str = "public";
 
 /// What tenants of each migration set should hold, read once when the first of them asks.
 pub(super) struct Expectations<'a> {
@@ -106,12 +105,17 @@ pub(super) async fn look(context: &Context, expectations: &Expectations<'_>, ten
 
 async fn read(context: &Context, tenant: &Outside) -> Result<Inside> {
     let name = tenant.name.as_deref().unwrap_or_default();
-    let session = context.server.connect(Some(name), &format!("tenantd:{}", tenant.key)).await?;
+    let settings = &context.config.tenant;
+    let session = enter(&context.server, settings, name, &format!("tenantd:{}", tenant.key)).await?;
+    let within = (settings.isolation == Isolation::Schema).then_some(name);
     let read = async {
         Ok(Inside {
-            history: History::tenant(SCHEMA).read(&session).await?,
-            catalogue: catalogue::read(&session, None).await?,
-            invalid_indexes: indexes::invalid(&session).await?,
+            history: History::tenant(schema_of(settings, name)).read(&session).await?,
+            catalogue: match within {
+                Some(schema) => catalogue::read_own(&session, schema).await?,
+                None => catalogue::read(&session, None).await?,
+            },
+            invalid_indexes: indexes::invalid(&session, within).await?,
         })
     };
     let inside = read.await;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use super::statements::Run;
-use super::{AppliedRow, Executor, RESET, Ran, whole};
+use super::{AppliedRow, Begun, Executor, RESET, Ran, whole};
 use crate::error::Result;
 use crate::fail_points::{Point, reach};
 use crate::migrations::back::back;
@@ -72,21 +72,22 @@ impl Executor<'_> {
     ) -> Result<Option<Ran>> {
         let started = Instant::now();
         let committed = async {
-            let rows = self.begin_with_lock(client, true).await?;
+            let Begun { rows, extensions } = self.begin_with_lock(client, "", true).await?;
             if self.next_back(&rows, to)?.is_none_or(|(first, _)| first.version != next.version) {
                 return Ok(false);
             }
-            self.send_and_commit(client, down.into(), &self.forget(next)).await.map(|()| true)
+            self.send_and_commit(client, down.into(), &self.forget(next, &extensions)).await.map(|()| true)
         };
         let done = whole(client, committed.await).await?;
         Ok(done.then(|| Ran::of(next, started)))
     }
 
     /// Takes the history row away and commits, if this is still the transaction that we began.
-    fn forget(&self, migration: &Migration) -> String {
+    fn forget(&self, migration: &Migration, extensions: &str) -> String {
         format!(
-            "release savepoint tenantd_migration; {role} delete from {history} where version = {version}; commit; {RESET}",
-            role = self.role("set local role"),
+            "release savepoint tenantd_migration; {guard} {enter} delete from {history} where version = {version}; commit; {RESET}",
+            guard = self.guard(extensions),
+            enter = self.enter("set local"),
             history = self.history.name(),
             version = migration.version,
         )

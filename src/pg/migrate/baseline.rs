@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::failure::of_ours;
-use super::{Executor, RESET, history};
+use super::{Begun, Executor, RESET, history};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -24,7 +24,7 @@ impl Executor<'_> {
     }
 
     async fn write_baseline(&self, client: &Client) -> Result<()> {
-        self.begin_with_lock(client, false).await?;
+        let Begun { extensions, .. } = self.begin_with_lock(client, "", false).await?;
         let doing = || format!("make the history {}", self.history.name());
         let create = self.history.create(&self.protect_from) + &self.history.select();
         let answer = client.simple_query(&create).await.doing(doing).map_err(of_ours)?;
@@ -32,6 +32,10 @@ impl Executor<'_> {
             return Err(Error::new(Kind::Drift, "it has a history of migrations already"));
         }
         let insert: String = self.set.migrations().iter().map(|migration| self.write_down(migration)).collect();
-        client.batch_execute(&format!("{insert} commit; {RESET}")).await.doing(doing).map_err(of_ours)
+        client
+            .batch_execute(&format!("{insert} {} commit; {RESET}", self.guard(&extensions)))
+            .await
+            .doing(doing)
+            .map_err(of_ours)
     }
 }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{RESET, of_ours};
+use super::{Executor, RESET, of_ours};
 use crate::error::Result;
 use crate::migrations::Migration;
 use crate::migrations::split::split;
-use crate::pg::{Doing, quote};
+use crate::pg::Doing;
 
 /// What a statement did to a table that was there before the migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,21 +41,23 @@ select distinct l.relation, pg_catalog.pg_relation_filenode(l.relation) from pg_
 where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.granted
   and l.mode in ('AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock')";
 
-/// Runs `migration`, which is one in a transaction, as `owner`, and rolls it back. What it did to each table that was there, statement by
+/// Runs `migration`, which is one in a transaction, as `executor` would, and rolls it back. What it did to each table that was there, statement by
 /// statement; up to the first that fails.
 ///
 /// # Errors
 /// The database cannot be looked at.
-pub async fn measure(client: &Client, migration: &Migration, owner: Option<&str>) -> Result<Vec<Touched>> {
-    let measured = run(client, migration, owner).await;
+pub async fn measure(client: &Client, migration: &Migration, executor: &Executor<'_>) -> Result<Vec<Touched>> {
+    let measured = run(client, migration, executor).await;
     let ended = client.batch_execute(&format!("rollback; {RESET}")).await;
     let measured = measured?;
     ended.doing(|| "roll a trial back".to_owned()).map(|()| measured)
 }
 
-async fn run(client: &Client, migration: &Migration, owner: Option<&str>) -> Result<Vec<Touched>> {
-    let role = owner.map_or_else(|| "none".to_owned(), quote::identifier);
-    client.batch_execute(&format!("begin; set local role {role}")).await.doing(|| "begin a trial".to_owned())?;
+async fn run(client: &Client, migration: &Migration, executor: &Executor<'_>) -> Result<Vec<Touched>> {
+    client
+        .batch_execute(&format!("begin; {}", executor.enter("set local")))
+        .await
+        .doing(|| "begin a trial".to_owned())?;
     let mut files: BTreeMap<String, (String, Option<String>)> =
         rows(client, TABLES).await?.into_iter().map(|[oid, file, table]| (oid, (table, Some(file)))).collect();
     let (mut touched, mut known) = (Vec::new(), BTreeSet::new());

@@ -1,9 +1,11 @@
 //! Runs migrations, for the registry and for tenants alike. What to run is decided by `migrations::compare`; this is where it happens.
 
 mod account;
+mod among;
 mod back;
 mod baseline;
 mod failure;
+mod found;
 mod history;
 pub mod measure;
 mod statements;
@@ -18,6 +20,7 @@ use futures_util::future::join;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 pub use self::account::Account;
+pub use self::among::Among;
 use self::failure::{Script, of_ours, of_sql};
 pub use self::history::{AppliedRow, History};
 use self::statements::Run;
@@ -61,6 +64,8 @@ pub struct Executor<'a> {
     pub history: History,
     /// The role that runs the migrations and owns what they make, the history too; `None`: the role that connected.
     pub owner: Option<&'a str>,
+    /// Where the schema is one of many in its database; `None`: whatever a file names is the tenant's own.
+    pub among: Option<Among>,
     /// Roles that default privileges may have given more of the history than reading.
     pub protect_from: Vec<String>,
     /// See [`LOCK_TIMEOUT`].
@@ -73,6 +78,14 @@ pub struct Executor<'a> {
     pub out_of_order: bool,
     /// The schema was made a moment ago and holds no history: it is not looked for, which would leave an ERROR in the server's log.
     pub fresh: bool,
+}
+
+/// A transaction that was begun.
+struct Begun {
+    /// What is applied.
+    rows: Vec<AppliedRow>,
+    /// How many extensions the database has, where it is shared.
+    extensions: String,
 }
 
 /// What a call of [`Executor::apply`] came to.
@@ -174,7 +187,7 @@ impl Executor<'_> {
     }
 
     async fn transaction(&self, client: &Client, next: &Migration, table_is_there: bool) -> Result<bool> {
-        let mut rows = self.begin_with_lock(client, table_is_there).await?;
+        let Begun { mut rows, extensions } = self.begin_with_lock(client, "", table_is_there).await?;
         if !table_is_there {
             let create = self.history.create(&self.protect_from) + &self.history.select();
             let answer = client.simple_query(&create).await;
@@ -185,7 +198,7 @@ impl Executor<'_> {
             return Ok(false);
         }
         reach(Point::MigrationBegun).await;
-        self.send_and_commit(client, next.into(), &self.finish(next)).await.map(|()| true)
+        self.send_and_commit(client, next.into(), &self.finish(next, &extensions)).await.map(|()| true)
     }
 
     /// Sends `script`, and `finish`, which writes the history and commits.
@@ -199,17 +212,22 @@ impl Executor<'_> {
         finish.map_err(|error| Self::at_the_end(script, &error))
     }
 
-    /// Begins a transaction that holds the lock, and tells what is applied. Never waits in the server.
-    async fn begin_with_lock(&self, client: &Client, table_is_there: bool) -> Result<Vec<AppliedRow>> {
+    /// Begins a transaction that holds the lock, runs `first` in it, and tells what is applied. Never waits in the server.
+    async fn begin_with_lock(&self, client: &Client, first: &str, table_is_there: bool) -> Result<Begun> {
+        let (count, remember) = match &self.among {
+            Some(_) => {
+                (", (select pg_catalog.count(*) from pg_catalog.pg_extension)", Among::remember(self.history.schema()))
+            }
+            None => ("", String::new()),
+        };
         let mut begin = format!(
             "begin isolation level read committed;
-             set local lock_timeout = {}; set local statement_timeout = {};
-             select pg_catalog.pg_try_advisory_xact_lock({});
-             {}",
-            milliseconds(self.lock_timeout),
-            milliseconds(self.statement_timeout),
+             {}
+             select pg_catalog.pg_try_advisory_xact_lock({}){count};
+             {first} {remember} {}",
+            self.timeouts(),
             self.history.lock(),
-            self.role("set local role")
+            self.enter("set local")
         );
         if table_is_there {
             begin.push_str(&self.history.select());
@@ -220,7 +238,9 @@ impl Executor<'_> {
             let answer = client.simple_query(&begin).await;
             let answer = answer.doing(|| "begin a migration".to_owned()).map_err(of_ours)?;
             if first_value(&answer, 0) == Some("t") {
-                return history::rows(&answer);
+                let extensions =
+                    self.among.as_ref().and_then(|_| first_value(&answer, 1)).unwrap_or_default().to_owned();
+                return Ok(Begun { rows: history::rows(&answer)?, extensions });
             }
             client.batch_execute("rollback").await.doing(|| "end a try for a lock".to_owned())?;
             self.pause(started).await?;
@@ -238,20 +258,37 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Takes the owner's role by `how`, or whatever role connected.
-    fn role(&self, how: &str) -> String {
+    /// Takes the owner's role, or whatever role connected, and finds the way to the tenant's schema; `how`: `set`, or `set local`.
+    fn enter(&self, how: &str) -> String {
         let role = self.owner.map_or_else(|| "none".to_owned(), quote::identifier);
-        format!("{how} {role};")
+        match &self.among {
+            Some(among) => {
+                format!("{how} role {role}; {how} search_path = {};", among.search_path(self.history.schema()))
+            }
+            None => format!("{how} role {role};"),
+        }
+    }
+
+    fn timeouts(&self) -> String {
+        let (lock, statement) = (milliseconds(self.lock_timeout), milliseconds(self.statement_timeout));
+        format!("set local lock_timeout = {lock}; set local statement_timeout = {statement};")
+    }
+
+    /// What is looked at before a commit, within our own time and not what the file may have set.
+    fn guard(&self, extensions: &str) -> String {
+        let guard = |_| self.timeouts() + &Among::guard(self.history.schema(), extensions);
+        self.among.as_ref().map_or_else(String::new, guard)
     }
 
     /// Writes the history row and commits, if the savepoint tells that this is still the transaction that we began. A savepoint, since it
     /// is the cheapest thing that ends with its transaction and that a file's own RESET leaves alone.
     ///
     /// How long it took is not written: from `started_at` to `applied_at`. To compute it here would cost more than the rest of the row.
-    fn finish(&self, migration: &Migration) -> String {
+    fn finish(&self, migration: &Migration, extensions: &str) -> String {
         format!(
-            "release savepoint tenantd_migration; {} {} commit; {RESET}",
-            self.role("set local role"),
+            "release savepoint tenantd_migration; {} {} {} commit; {RESET}",
+            self.guard(extensions),
+            self.enter("set local"),
             self.write_down(migration)
         )
     }
@@ -273,6 +310,12 @@ impl Executor<'_> {
     /// Why the history row could not be committed.
     fn at_the_end(script: Script<'_>, error: &tokio_postgres::Error) -> Error {
         let Script { file, sql } = script;
+        if error.code().is_some_and(|code| code.code() == among::REFUSED) {
+            let why = error.as_db_error().map_or("", tokio_postgres::error::DbError::message);
+            return Error::new(Kind::Migration, format!("{file} is rolled back: {why}")).hint(
+                "tenants' migrations name no schema and change what is the tenant's alone; what all share belongs in `tenantd migrate main` and tenant.extensions",
+            );
+        }
         // No such savepoint, or no transaction at all.
         if error.code().is_some_and(|code| ["3B001", "25P01"].contains(&code.code())) {
             let message =

@@ -133,7 +133,7 @@ impl Executor<'_> {
         let (migration, counted) = (run.migration, found.as_ref().and_then(|row| run.counted(row)));
         // Before the role changes: what other backends build can be seen by the role that started them only.
         let left = if counted.is_some() { self.invalid_indexes(client, run.script.sql).await? } else { Vec::new() };
-        let mut sql = self.role("set role");
+        let mut sql = self.enter("set");
         if !table_is_there {
             sql.push_str(&self.history.create(&self.protect_from));
         }

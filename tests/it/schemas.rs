@@ -1,0 +1,149 @@
+//! A schema for each tenant: what is different from a database for each, and what it must not let through.
+
+use std::time::Duration;
+
+use tenantd::error::Kind;
+use tenantd::provision::Outcome;
+
+use crate::fleet::{Fleet, row, write_migrations};
+use crate::support::daemon::Program;
+use crate::support::database::TestDatabase;
+use crate::support::until::until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Goal: a signup gets a schema of the tenant's name, owned and marked, that the application's role works in and a stranger does not enter; nothing is in public.
+/// Method: the daemon, one signup, the embedded migration; the application writes by its search path.
+#[tokio::test]
+async fn a_signup_gets_a_schema_of_its_own() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let daemon = Program::for_database(&database).start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let key = database.sign_up("one@example.org").await;
+    let client = database.superuser().await;
+    let ready = "select from tenantd.tenants where key = $1 and state = 'ready' and version = 1";
+    until("it is ready", SOON, async || client.query_opt(ready, &[&key]).await.expect("look").is_some()).await;
+    let name = database.tenant_name(&key);
+    assert_eq!(database.tenant_databases().await, [name.as_str()]);
+    let app = database.tenant_app(&name).await;
+    app.batch_execute("insert into log_message (message) values ('hello')").await.expect("the application writes");
+    let at = "select current_schemas(false)::text, (select count(*) from log_message)";
+    let seen = app.query_one(at, &[]).await.expect("look");
+    assert_eq!((seen.get::<_, String>(0), seen.get::<_, i64>(1)), (format!("{{{name}}}"), 1));
+    assert!(app.batch_execute("delete from tenantd_migration").await.is_err(), "the history is not the application's");
+    let owned = "select pg_get_userbyid(n.nspowner)::text, obj_description(n.oid, 'pg_namespace') like 'tenantd %',
+                        has_schema_privilege('stranger', n.oid, 'usage'),
+                        (select count(*) from pg_class c where c.relnamespace = 'public'::regnamespace and c.relname <> all ('{users,users_pkey,users_email_key}'))
+                 from pg_namespace n where n.nspname = $1";
+    let owned = client.query_one(owned, &[&name]).await.expect("look");
+    assert_eq!((owned.get::<_, String>(0), owned.get::<_, bool>(1)), ("tenant_owner".to_owned(), true));
+    assert_eq!((owned.get::<_, bool>(2), owned.get::<_, i64>(3)), (false, 0));
+    drop((client, app));
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    database.finish().await;
+}
+
+/// Goal: a migration that touches what is not the tenant's is rolled back, with the relation's name; one that refers to a shared table by a foreign key passes.
+/// Method: the owner of tenants is let in on the application's table by an administrator's mistake; migrations that drop it, alter it, empty it, and refer to it.
+#[tokio::test]
+async fn a_migration_leaves_alone_what_is_not_the_tenants() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let client = database.superuser().await;
+    let mistake = "create table public.plan (id integer primary key); create table public.note (id integer); insert into public.plan values (1);
+                   alter table public.note owner to tenant_owner; grant usage on schema public to tenant_owner;
+                   grant references, select, truncate on public.plan to tenant_owner;";
+    client.batch_execute(mistake).await.expect("make a mistake");
+    let folder = tempfile::tempdir().expect("a folder");
+    let cases = [
+        ("drop table if exists note;", "public.note"),
+        ("alter table note add column x integer;", "public.note"),
+        ("create table scratch (id integer); drop table scratch; truncate plan;", "public.plan"),
+        ("do $$ begin execute 'drop table note'; end $$;", "public.note"),
+    ];
+    let shared = [("tenant.shared_schemas", "public")];
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first (id integer primary key);")]);
+    let fleet = Fleet::with_folder_and(&database, folder.path(), &shared).await;
+    let key = database.sign_up("one@example.org").await;
+    assert_eq!(fleet.sweep().await.made, 1);
+    fleet.close().await;
+    for (sql, relation) in cases {
+        write_migrations(folder.path(), &[("0002_bad.sql", sql)]);
+        let fleet = Fleet::with_folder_and(&database, folder.path(), &shared).await;
+        let claims = fleet.registry().claim_keys(std::slice::from_ref(&key), SOON).await.expect("claim");
+        let mut claim = claims.into_iter().next().expect("one");
+        claim.advance = true;
+        let ended = tenantd::provision::reconcile(&fleet.context, claim).await;
+        let Outcome::Failed { error, .. } = ended.outcome else { panic!("{sql}: {:?}", ended.outcome) };
+        assert_eq!(error.kind(), Kind::Migration, "{sql}: {}", error.chain());
+        assert!(error.chain().contains(relation) && error.chain().contains("0002_bad.sql"), "{sql}: {}", error.chain());
+        let there = "select (select count(*) from public.plan), (select count(*) from pg_attribute where attrelid = 'public.note'::regclass and attnum > 0)";
+        let there = client.query_one(there, &[]).await.expect("both are there");
+        assert_eq!((there.get::<_, i64>(0), there.get::<_, i64>(1)), (1, 1), "{sql}");
+        fleet.close().await;
+    }
+    let good = "create table scratch (id integer); drop table scratch; alter table first add column plan_id integer references plan; drop table if exists gone;
+                create table second (); drop table second;";
+    write_migrations(folder.path(), &[("0002_bad.sql", good)]);
+    let fleet = Fleet::with_folder_and(&database, folder.path(), &shared).await;
+    let report = fleet.sweep().await;
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert_eq!(row(&database, &key).await["version"], 2);
+    fleet.close().await;
+    drop(client);
+    database.finish().await;
+}
+
+/// Goal: extensions are what all tenants share: a migration that makes one is refused, however it does. Method: by itself, and within a DO block.
+#[tokio::test]
+async fn a_migration_makes_no_extension() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let client = database.superuser().await;
+    let grant = format!("grant create on database {} to tenant_owner", database.name());
+    client.batch_execute(&grant).await.expect("let the owner do too much");
+    Fleet::install(&database, &[]).await.close().await;
+    let key = database.sign_up("one@example.org").await;
+    for sql in ["create extension citext;", "do $$ begin execute 'create extension citext'; end $$;"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        write_migrations(folder.path(), &[("0001_bad.sql", sql)]);
+        let fleet = Fleet::with_folder(&database, folder.path()).await;
+        fleet.registry().take_all_in().await.expect("take it in");
+        let claims = fleet.registry().claim_keys(std::slice::from_ref(&key), SOON).await.expect("claim");
+        let ended = tenantd::provision::reconcile(&fleet.context, claims.into_iter().next().expect("one")).await;
+        let Outcome::Failed { error, .. } = ended.outcome else { panic!("{sql}: {:?}", ended.outcome) };
+        assert!(error.with_advice().contains("extension"), "{}", error.with_advice());
+        let there = "select count(*) from pg_extension where extname = 'citext'";
+        assert_eq!(client.query_one(there, &[]).await.expect("look").get::<_, i64>(0), 0);
+        assert!(database.tenant_databases().await.is_empty(), "nothing is left of it");
+        fleet.close().await;
+    }
+    drop(client);
+    database.finish().await;
+}
+
+/// Goal: what a migration leaves behind in its session reaches no other tenant. Method: three tenants on one connection, the first of whose migrations changes search path,
+/// role and settings, prepares a statement and makes a temporary table.
+#[tokio::test]
+async fn what_a_migration_leaves_behind_reaches_nobody() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let dirty =
+        "create table first (id integer); prepare mine as select 1; create temporary table first_of_all (id integer);
+                 set search_path = public; set statement_timeout = 7; listen somebody;";
+    write_migrations(
+        folder.path(),
+        &[("0001_dirty.sql", dirty), ("0002_more.sql", "create table second (id integer);")],
+    );
+    let fleet = Fleet::with_folder_and(&database, folder.path(), &[("sweep.parallel", "1")]).await;
+    for number in 0..3 {
+        database.sign_up(&format!("{number}@example.org")).await;
+    }
+    let report = fleet.sweep().await;
+    assert_eq!((report.made, report.failed.len()), (3, 0), "{report:?}");
+    for name in database.tenant_databases().await {
+        let tables = "select string_agg(relname, ' ' order by relname) from pg_class where relnamespace = $1::text::regnamespace and relkind = 'r'";
+        let tables: String = database.superuser().await.query_one(tables, &[&name]).await.expect("list").get(0);
+        assert_eq!(tables, "first second tenantd_migration");
+    }
+    fleet.close().await;
+    database.finish().await;
+}
