@@ -16,8 +16,8 @@ use jiff::Timestamp;
 pub use self::files::newest;
 use self::files::{Part, file_name};
 use self::program::{Programs, ran};
-pub use self::read::restore;
-use crate::config::{self, Config};
+pub use self::read::{must_be_of, restore};
+use crate::config::{self, Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::Server;
@@ -100,11 +100,17 @@ impl Backups {
     async fn dump(&self, key: &str, name: &str) -> Result<(PathBuf, u64)> {
         let size = self.registry.database_size(key, name).await?;
         let _reserved = self.reserve(u64::try_from(size).unwrap_or(0))?;
-        let libpq = self.server.libpq(name, &format!("tenantd:{key}")).await?;
+        let isolation = self.registry.isolation;
+        let database = if isolation == Isolation::Database { name } else { &self.server.connection().database };
+        let libpq = self.server.libpq(database, &format!("tenantd:{key}")).await?;
         let file = self.folder.join(file_name(name, Timestamp::now()));
         let part = Part::create(&file)?;
         let mut command = libpq.command(&self.programs.dump);
         command.args(["--format=custom", "--no-password", "--file"]).arg(part.path());
+        if isolation == Isolation::Schema {
+            // A pattern: in quotes it is the name alone.
+            command.arg(format!("--schema=\"{}\"", name.replace('"', "\"\"")));
+        }
         ran(&mut command, "pg_dump").await?;
         let mut list = libpq.command(&self.programs.restore);
         let listed = ran(list.arg("--list").arg(part.path()), "pg_restore").await?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::program::{Programs, fed, ran};
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Server;
 
@@ -19,7 +19,9 @@ pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, 
         return Err(of_file(Error::usage("there is no such file")));
     }
     let programs = Programs::of(&config.backup);
-    let libpq = server.libpq(name, &format!("tenantd:{key}")).await?;
+    let schema = config.tenant.isolation == Isolation::Schema;
+    let database = if schema { &*server.connection().database } else { name };
+    let libpq = server.libpq(database, &format!("tenantd:{key}")).await?;
     let mut list = libpq.command(&programs.restore);
     let listed = ran(list.arg("--list").arg(file), "pg_restore").await;
     let listed = listed.map_err(|error| {
@@ -30,9 +32,42 @@ pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, 
     if let Some(owner) = &config.tenant.owner {
         command.arg(format!("--role={owner}"));
     }
+    if schema {
+        // Others work in the database: all of it comes, or nothing.
+        command.arg("--single-transaction");
+    }
     // The name of a database is no secret. A name with an equals sign would be taken for more than a name.
-    command.arg("--dbname").arg(format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))).arg(file);
-    fed(&mut command, "pg_restore", without_comments_on_extensions(&listed)).await.map(drop).map_err(of_file)
+    command.arg("--dbname").arg(format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))).arg(file);
+    let kept = without_comments_on_extensions(&listed);
+    let kept = if schema { without_the_schema(&kept, name) } else { kept };
+    fed(&mut command, "pg_restore", kept).await.map(drop).map_err(of_file)
+}
+
+/// Makes sure that the backup `file` is one of the schema `name`: what it holds goes by that name.
+///
+/// # Errors
+/// [`Kind::Usage`] when it is of another, or no backup.
+pub async fn must_be_of(server: &Server, config: &Config, file: &Path, name: &str) -> Result<()> {
+    let libpq = server.libpq(&server.connection().database, "tenantd:restore").await?;
+    let mut list = libpq.command(&Programs::of(&config.backup).restore);
+    let listed = ran(list.arg("--list").arg(file), "pg_restore").await.map_err(|error| {
+        let error = error.with_kind(Kind::Usage).context(format!("read {}", file.display()));
+        error.hint("name a file that `tenantd backup` or pg_dump --format=custom --schema wrote")
+    })?;
+    if String::from_utf8_lossy(&listed).lines().any(|line| line.contains(&format!(" SCHEMA - {name} "))) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{} holds no schema {name:?}", file.display()))
+        .hint("a backup of a schema is read back under the name that it had"))
+}
+
+/// Without the lines that make the schema `name`, comment on it, or say who may enter: it is there, and marked as the tenant's.
+fn without_the_schema(listed: &[u8], name: &str) -> Vec<u8> {
+    let text = String::from_utf8_lossy(listed);
+    let of_schema =
+        [format!(" SCHEMA - {name} "), format!(" COMMENT - SCHEMA {name} "), format!(" ACL - SCHEMA {name} ")];
+    let kept = text.lines().filter(|line| !of_schema.iter().any(|one| line.contains(one)));
+    kept.fold(String::new(), |all, line| all + line + "\n").into_bytes()
 }
 
 /// Lines of the list: `7; 3079 16386 EXTENSION - citext`, `3500; 0 0 COMMENT - EXTENSION citext`.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 pub use any::AnyIsolation;
 pub use database::DatabaseIsolation;
 pub use schema::SchemaIsolation;
+pub(crate) use schema::{create, enter_roles};
 
 use crate::config::{self, Isolation as Kept};
 use crate::error::Result;

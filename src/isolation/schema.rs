@@ -59,7 +59,7 @@ impl<'a> SchemaIsolation<'a> {
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let (server, settings) = (self.server, self.settings);
         let executor = executor(desired.name, desired.set, settings, &self.registry.worker);
-        let create = create(desired, settings);
+        let create = create(desired.name, desired.owner, desired.marker, settings);
         let session = self.session().await?;
         let database = server.connection().database.clone();
         let name = format!("tenantd:{}", claim.key);
@@ -72,7 +72,7 @@ impl<'a> SchemaIsolation<'a> {
         let sql = in_owner_role(desired, &grants(desired, self.settings));
         let session = self.session().await?;
         session.batch_execute(&sql).await.doing(|| "give the roles of tenant.use their rights".to_owned())?;
-        self.registry.mend_database(claim, desired.name, &enter(desired.name, self.settings)).await?;
+        self.registry.mend_database(claim, desired.name, &enter_roles(desired.name, self.settings)).await?;
         reach(Point::Granted).await;
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Isolation for SchemaIsolation<'_> {
             Step::Migrate(_) => self.migrate(claim, desired).await,
             Step::RollBack { to, .. } => self.roll_back(claim, desired, *to).await,
             Step::HandOver => {
-                self.registry.hand_over_made(claim, desired.name, &enter(desired.name, self.settings)).await
+                self.registry.hand_over_made(claim, desired.name, &enter_roles(desired.name, self.settings)).await
             }
             Step::TakeBack => self.registry.take_back(claim, desired.name).await,
             Step::Close => {
@@ -164,13 +164,10 @@ impl Isolation for SchemaIsolation<'_> {
 }
 
 /// The statements that make the schema: marked as the tenant's, its owner's, with what the roles of `tenant.use` are to have in it.
-fn create(desired: &Desired<'_>, settings: &config::Tenant) -> String {
-    let (name, owner) = (quote::identifier(desired.name), quote::identifier(desired.owner));
-    format!(
-        "create schema {name} authorization {owner}; comment on schema {name} is {marker}; {defaults}",
-        marker = quote::literal(desired.marker),
-        defaults = schemas::default_privileges(desired.name, desired.owner, &settings.use_roles),
-    )
+pub(crate) fn create(name: &str, owner: &str, marker: &str, settings: &config::Tenant) -> String {
+    let defaults = schemas::default_privileges(name, owner, &settings.use_roles);
+    let (name, owner, marker) = (quote::identifier(name), quote::identifier(owner), quote::literal(marker));
+    format!("create schema {name} authorization {owner}; comment on schema {name} is {marker}; {defaults}")
 }
 
 /// What the roles of `tenant.use` get inside: on everything the owner will make, and on what is there already.
@@ -184,7 +181,7 @@ fn in_owner_role(desired: &Desired<'_>, sql: &str) -> String {
 }
 
 /// Lets those who work in the tenant, or look at it, enter.
-fn enter(name: &str, settings: &config::Tenant) -> String {
+pub(crate) fn enter_roles(name: &str, settings: &config::Tenant) -> String {
     let roles: BTreeSet<&String> = roles_that_enter(settings).collect();
     let name = quote::identifier(name);
     roles.into_iter().fold(String::new(), |mut statements, role| {

@@ -11,6 +11,7 @@
 
 pub mod departures;
 pub mod drop;
+mod in_place;
 pub mod purge;
 pub mod reset;
 pub mod restore;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{giving_back, look, vacated};
+use super::{giving_back, in_place, look, vacated};
 use crate::backup::Backups;
+use crate::config::Isolation as Kept;
 use crate::error::{Error, Kind, Result};
 use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::plan::{Desired, Step};
@@ -79,6 +80,11 @@ async fn replace(context: &Context, claim: &Claim, how: Resetting<'_>) -> Result
         set: &context.set,
         out_of_order: context.config.tenant.out_of_order,
     };
+    if registry.isolation == Kept::Schema {
+        let aside = Aside { what: What::Reset, backup: backup.as_deref(), grace: how.grace };
+        in_place::reset(context, claim, &desired, aside).await?;
+        return Ok(backup);
+    }
     let serving = Serving { newer: &context.relations.newer, migration_set: &own_set, shape: &shape };
     let mut isolation = DatabaseIsolation::new(&context.server, registry, &context.config.tenant, serving);
     let done = async {

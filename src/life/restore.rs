@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{empty, giving_back, look, vacated};
+use super::{empty, giving_back, in_place, look, vacated};
 use crate::backup;
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::error::{Error, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::{enter, roles_that_enter, schema_of};
@@ -112,6 +112,10 @@ async fn fill_and_exchange(
     };
     let there = look(registry, claim, &name).await?;
     how.may_replace(claim, there.as_ref())?;
+    if registry.isolation == Isolation::Schema {
+        let aside = there.as_ref().map(|_| how.aside());
+        return in_place::fill(server, registry, config, claim, (&name, file), aside).await;
+    }
     let spare = spare_name();
     registry.announce_for(claim, &spare).await?;
     let done = async {

@@ -347,7 +347,12 @@ impl Registry {
     }
 
     /// Returns the random name.
-    async fn set_this_aside(&self, transaction: &Transaction<'_>, claim: &Claim, aside: Aside<'_>) -> Result<String> {
+    pub(super) async fn set_this_aside(
+        &self,
+        transaction: &Transaction<'_>,
+        claim: &Claim,
+        aside: Aside<'_>,
+    ) -> Result<String> {
         let random = dropped_name();
         transaction
             .execute_typed(

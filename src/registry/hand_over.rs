@@ -128,9 +128,10 @@ impl Registry {
             .batch_execute(&format!(
                 "set local statement_timeout = {timeout};
                  insert into tenantd.spare (name, key, attempt) values ({aside_text}, {key}, {attempt});
-                 alter database {name} rename to {aside};
+                 alter {isolation} {name} rename to {aside};
                  update tenantd.tenant set database_oid = null where key = {key} and attempt = {attempt} and state = 'requested';",
                 timeout = RENAME_TIMEOUT.as_millis(),
+                isolation = self.isolation,
                 aside_text = quote::literal(aside),
                 key = quote::literal(&claim.key),
                 attempt = claim.attempt,

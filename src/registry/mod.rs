@@ -25,6 +25,7 @@ pub mod fleet;
 pub mod grants;
 pub mod hand_over;
 pub mod identity;
+mod in_place;
 pub mod install;
 pub mod locks;
 pub mod lookup;
