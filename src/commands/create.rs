@@ -14,7 +14,9 @@ use super::given::{Given, duration};
 use super::wait::{Waited, until_ready, why_not};
 use super::{ExitStatus, output, tell_failure};
 use crate::error::{Error, Kind, Result};
+use crate::isolation::libpq;
 use crate::notices::Notices;
+use crate::pg;
 use crate::plan::{Desired, Observed, plan};
 use crate::provision::{Context, Outcome, reconcile, template};
 use crate::registry::Registry;
@@ -158,7 +160,9 @@ impl Maker<'_> {
     async fn one(&self, key: &str) -> Result<(String, String)> {
         let tenant = self.ready(key).await.map_err(|error| error.context(format!("make tenant {key}")))?;
         let name = tenant.name.ok_or_else(|| Error::usage(format!("tenant {key} has no database")))?;
-        let url = self.given.server.url(&name, self.given.server.connection().user(), None).await?;
+        let given = self.given;
+        let libpq = libpq(&given.server, &given.config.tenant, &name, "").await?;
+        let url = pg::url(&libpq, given.server.connection().user(), None);
         Ok((name, url))
     }
 

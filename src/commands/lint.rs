@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::given::Given;
 use super::{ExitStatus, output};
+use crate::config::Isolation;
 use crate::error::{Error, Result};
 use crate::migrations::lint::{Finding, Level, text};
 use crate::migrations::{Migration, MigrationSet};
@@ -18,6 +19,9 @@ use crate::provision::trial::{Tried, try_out};
 
 /// Of a catalogue that differs so many objects are named.
 const NAMED: usize = 10;
+
+/// What breaks the walls between tenants that have a schema each.
+const HARMS_OTHERS: [&str; 3] = ["names_schema", "search_path", "extension"];
 
 /// `tenantd lint`
 #[derive(Debug, Args)]
@@ -51,7 +55,7 @@ pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> 
     given
         .heeding_signals(async |stop| {
             let tried = Box::pin(try_out(&context, &versions, &stop)).await?;
-            let findings = findings(&given.set, &versions, &tried);
+            let findings = findings(given.config.tenant.isolation, &given.set, &versions, &tried);
             let report = Report { chosen: versions.len(), tried: tried.len(), strict: arguments.strict, findings };
             print(&report, given.json, out)?;
             Ok(if report.is_well() { ExitStatus::Well } else { ExitStatus::Findings })
@@ -80,10 +84,16 @@ impl Report {
 }
 
 /// What the text shows and what the trial showed, by file and line.
-fn findings(set: &MigrationSet, versions: &[i64], tried: &[Tried]) -> Vec<Finding> {
+fn findings(isolation: Isolation, set: &MigrationSet, versions: &[i64], tried: &[Tried]) -> Vec<Finding> {
     let mut all = Vec::new();
     for migration in versions.iter().filter_map(|version| set.get(*version)) {
         let mut found = text(migration);
+        if isolation == Isolation::Schema {
+            found
+                .iter_mut()
+                .filter(|finding| HARMS_OTHERS.contains(&finding.rule))
+                .for_each(|finding| finding.level = Level::Error);
+        }
         if let Some(tried) = tried.iter().find(|tried| tried.version == migration.version) {
             found.extend(tried.failed.iter().map(|error| failed(migration, error)));
             found.extend(tried.touched.iter().map(|touched| measured(migration, touched)));

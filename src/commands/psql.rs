@@ -12,6 +12,7 @@ use super::ExitStatus;
 use super::given::Given;
 use super::url::ready;
 use crate::error::{Error, Kind, Result};
+use crate::isolation::libpq;
 
 /// What our own sessions may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -39,7 +40,7 @@ pub struct Psql {
 pub async fn run(given: &Given, arguments: &Psql) -> Result<ExitStatus> {
     let registry = given.registry().await?;
     let (_, name) = ready(&registry, &arguments.key).await?;
-    let libpq = given.server.libpq(&name, "").await?;
+    let libpq = libpq(&given.server, &given.config.tenant, &name, "").await?;
     registry.close();
     drop(registry);
     given.tasks.stop(GOODBYE).await;

@@ -8,6 +8,8 @@ use serde_json::json;
 use super::given::Given;
 use super::{ExitStatus, output};
 use crate::error::{Error, Result};
+use crate::isolation::{database_of, libpq};
+use crate::pg;
 use crate::registry::Registry;
 
 /// `tenantd url`
@@ -38,11 +40,13 @@ pub async fn run(given: &Given, arguments: &Url, out: &mut impl Write) -> Result
     let user = arguments.user.as_deref().unwrap_or_else(|| given.server.connection().user());
     let password = if arguments.password {
         let none = || Error::usage("there is no password to put into the URL").hint("leave --password out");
-        Some(given.server.password(&name).await?.ok_or_else(none)?)
+        let database = database_of(&given.server, &given.config.tenant, &name);
+        Some(given.server.password(database).await?.ok_or_else(none)?)
     } else {
         None
     };
-    let url = given.server.url(&name, user, password.as_ref()).await?;
+    let libpq = libpq(&given.server, &given.config.tenant, &name, "").await?;
+    let url = pg::url(&libpq, user, password.as_ref());
     if given.json {
         output::object(out, &json!({ "key": key, "name": name, "url": url }))?;
     } else {

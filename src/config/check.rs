@@ -191,6 +191,15 @@ impl Check<'_> {
         self.path("tenant.migrations", raw.migrations.as_ref());
         self.at_least_one("tenant.max", raw.max);
         let isolation = self.word("tenant.isolation", &raw.isolation, &ISOLATIONS);
+        if isolation == Isolation::Schema && raw.owner.is_none() {
+            self.refuse("tenant.owner", "tenants that have a schema each need an owner of their own, who owns nothing else: what their migrations may reach depends on it");
+        }
+        if isolation == Isolation::Schema && raw.shared_schemas.is_empty() && !raw.extensions.is_empty() {
+            self.refuse(
+                "tenant.extensions",
+                "tenants share them, so tenant.shared_schemas must name a schema to put them into",
+            );
+        }
         Tenant {
             isolation,
             shared_schemas: self.shared_schemas(raw, isolation),

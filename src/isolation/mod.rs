@@ -16,7 +16,7 @@ use crate::config::{self, Isolation as Kept};
 use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::migrate::{self, Among};
-use crate::pg::{Executor, History, Server, Session, admin, schemas};
+use crate::pg::{Executor, History, Libpq, Server, Session, admin, schemas};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Seen};
@@ -67,6 +67,21 @@ pub async fn drop_for_good(registry: &Registry, name: &str) -> Result<()> {
         Kept::Database => admin::drop_database(&session, name).await,
         Kept::Schema => schemas::drop_schema(&session, name).await,
     }
+}
+
+/// What a program of Postgres's needs to work in the tenant `name`.
+///
+/// # Errors
+/// As for [`Server::libpq`].
+pub async fn libpq(server: &Server, settings: &config::Tenant, name: &str, application_name: &str) -> Result<Libpq> {
+    let libpq = server.libpq(database_of(server, settings, name), application_name).await?;
+    Ok(match settings.isolation {
+        Kept::Database => libpq,
+        Kept::Schema => {
+            let shared = settings.shared_schemas.iter().map(String::as_str);
+            libpq.searching(&std::iter::once(name).chain(shared).collect::<Vec<_>>())
+        }
+    })
 }
 
 /// A session where the tenant `name` is, for a look at it.

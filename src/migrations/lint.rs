@@ -139,6 +139,10 @@ fn rules(words: &Words, own_tables: &[String]) -> Vec<Found> {
         }
         _ => {}
     }
+    if let ["create" | "drop" | "alter", "extension"] = words.begin(2).as_slice() {
+        let text = "makes or changes an extension, which a schema per tenant would share with all".to_owned();
+        found.push((Level::Note, "extension", text, "name it in tenant.extensions: tenants have it from the start"));
+    }
     if words.qualified("public") {
         let text = "names the schema public: it could not run in a schema per tenant".to_owned();
         found.push((Level::Note, "names_schema", text, "leave the schema out: the search path finds it"));

@@ -99,7 +99,12 @@ pub async fn read_own(client: &Client, schema: &str) -> Result<Catalogue> {
     });
     let shown = shown.ok_or_else(|| Error::new(Kind::Other, "the server did not say how a schema is named"))?;
     let prefix = format!("{shown}.");
-    let own = |text: &str| if text == shown { OWN.to_owned() } else { text.replace(&prefix, "") };
+    let (within, on) = (format!(" in {shown}"), format!("on schema {shown} to "));
+    let own = |text: &str| {
+        let text = text.replace(&prefix, "").replace(&on, &format!("on {OWN} to "));
+        let within = text.strip_suffix(&within).map(|before| format!("{before} in {OWN}"));
+        if text == shown { OWN.to_owned() } else { within.unwrap_or(text) }
+    };
     let read = read(client, Some(schema)).await?.0.into_iter().map(|(object, defined)| {
         let part_of = defined.part_of.as_deref().map(own);
         (Object { name: own(&object.name), ..object }, Defined { part_of, definition: own(&defined.definition) })

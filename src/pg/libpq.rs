@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::process::Command;
 
-use super::{Server, password};
+use super::{Server, password, quote};
 use crate::config::connection::{ChannelBinding, Endpoint, Place, Roots, SslMode};
 use crate::config::{Connection, secret_variables};
 use crate::error::{Error, Kind, Result};
@@ -114,6 +114,22 @@ impl Server {
 }
 
 impl Libpq {
+    /// The same, with the schemas `path` searched in this order.
+    #[must_use]
+    pub fn searching(mut self, path: &[&str]) -> Self {
+        let path: Vec<String> = path.iter().map(|schema| quote::identifier(schema)).collect();
+        // In options a backslash takes a blank, and itself, for what it is.
+        let option = format!("-csearch_path={}", path.join(",")).replace('\\', "\\\\").replace(' ', "\\ ");
+        match self.values.iter_mut().find(|(name, _)| *name == "PGOPTIONS") {
+            Some((_, options)) => {
+                options.push(" ");
+                options.push(option);
+            }
+            None => self.values.push(("PGOPTIONS", option.into())),
+        }
+        self
+    }
+
     /// `program` as a child that reaches the database, and dies when it is dropped. A Ctrl-C on the terminal is for us alone: we end our
     /// children in order.
     #[must_use]

@@ -24,3 +24,4 @@ pub use pool::{Pool, PoolStatus, PooledSession};
 pub use server::Server;
 pub use session::{Notifications, Session};
 pub use sqlstate::Doing;
+pub use url::url;

@@ -41,18 +41,12 @@ impl Server {
         let find = |endpoint| password::find(&lines, endpoint, database, connection.user());
         Ok(connection.endpoints.iter().find_map(find))
     }
-
-    /// The URL by which libpq, and whatever reads such URLs, reaches `database` as we do: the same hosts, at least the same TLS; as `user`, with
-    /// `password` if there is one. Files are named so that they are found from every folder.
-    ///
-    /// # Errors
-    /// As for [`Server::libpq`].
-    pub async fn url(&self, database: &str, user: &str, password: Option<&SecretString>) -> Result<String> {
-        Ok(url(&self.libpq(database, "").await?, user, password))
-    }
 }
 
-fn url(libpq: &Libpq, user: &str, password: Option<&SecretString>) -> String {
+/// The URL by which libpq, and whatever reads such URLs, reaches what `libpq` reaches: the same hosts, at least the same TLS; as `user`, with
+/// `password` if there is one. Files are named so that they are found from every folder.
+#[must_use]
+pub fn url(libpq: &Libpq, user: &str, password: Option<&SecretString>) -> String {
     let value = |name: &str| {
         let found = libpq.values.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.to_string_lossy().into_owned()).unwrap_or_default()
@@ -119,7 +113,7 @@ mod tests {
     }
 
     async fn of_tenant(main: &str) -> String {
-        Server::new(connection(main), Tasks::new()).url("tenant_x", "app", None).await.unwrap()
+        url(&Server::new(connection(main), Tasks::new()).libpq("tenant_x", "").await.unwrap(), "app", None)
     }
 
     #[tokio::test]
@@ -172,7 +166,7 @@ mod tests {
         let server = Server::new(connection("postgresql://t@localhost/app"), Tasks::new());
         let password = SecretString::from("p@ss/word%:");
         assert_eq!(
-            server.url("x y", "o'k", Some(&password)).await.unwrap(),
+            url(&server.libpq("x y", "").await.unwrap(), "o'k", Some(&password)),
             "postgresql://o%27k:p%40ss%2Fword%25%3A@localhost:5432/x%20y?sslmode=prefer"
         );
     }

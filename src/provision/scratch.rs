@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Context;
 use crate::config::{Config, Isolation};
 use crate::error::Result;
-use crate::isolation::drop_for_good;
+use crate::isolation::{drop_for_good, enter_roles};
 use crate::pg::catalogue::{self, Catalogue};
 use crate::pg::{Doing, Session, admin, quote, schemas};
 use crate::registry::Registry;
@@ -57,10 +57,11 @@ impl Scratch {
     fn schema(&self, config: &Config) -> String {
         let owner = config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user());
         format!(
-            "create schema {} authorization {}; {}",
+            "create schema {} authorization {}; {} {}",
             quote::identifier(&self.name),
             quote::identifier(owner),
-            schemas::default_privileges(&self.name, owner, &config.tenant.use_roles)
+            schemas::default_privileges(&self.name, owner, &config.tenant.use_roles),
+            enter_roles(&self.name, &config.tenant)
         )
     }
 

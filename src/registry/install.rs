@@ -69,6 +69,8 @@ impl Registry {
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
         identity::isolate(&session, config.tenant.isolation).await?;
+        grants::owner_has_tenants_only(&session, config).await?;
+        grants::make_extensions(&session, config, &mut changes).await?;
         let another_table = identity::point_at(&session, &table.name).await?;
         if another_table && identity.users_held {
             notes.push(format!(

@@ -50,8 +50,7 @@ async fn a_migration_leaves_alone_what_is_not_the_tenants() {
     let database = TestDatabase::new().await.with_schemas().await;
     let client = database.superuser().await;
     let mistake = "create table public.plan (id integer primary key); create table public.note (id integer); insert into public.plan values (1);
-                   alter table public.note owner to tenant_owner; grant usage on schema public to tenant_owner;
-                   grant references, select, truncate on public.plan to tenant_owner;";
+                   grant usage on schema public to tenant_owner; grant references, select, truncate on public.plan to tenant_owner;";
     client.batch_execute(mistake).await.expect("make a mistake");
     let folder = tempfile::tempdir().expect("a folder");
     let cases = [
@@ -69,6 +68,7 @@ async fn a_migration_leaves_alone_what_is_not_the_tenants() {
     for (sql, relation) in cases {
         write_migrations(folder.path(), &[("0002_bad.sql", sql)]);
         let fleet = Fleet::with_folder_and(&database, folder.path(), &shared).await;
+        client.batch_execute("alter table public.note owner to tenant_owner").await.expect("make another mistake");
         let claims = fleet.registry().claim_keys(std::slice::from_ref(&key), SOON).await.expect("claim");
         let mut claim = claims.into_iter().next().expect("one");
         claim.advance = true;
@@ -80,6 +80,9 @@ async fn a_migration_leaves_alone_what_is_not_the_tenants() {
         let there = client.query_one(there, &[]).await.expect("both are there");
         assert_eq!((there.get::<_, i64>(0), there.get::<_, i64>(1)), (1, 1), "{sql}");
         fleet.close().await;
+        let found = Program::for_database(&database).run(&["setup"]).await;
+        assert!(found.code() == 2 && found.stderr.contains("public.note"), "{}", found.stderr);
+        client.batch_execute("alter table public.note owner to postgres").await.expect("take it back");
     }
     let good = "create table scratch (id integer); drop table scratch; alter table first add column plan_id integer references plan; drop table if exists gone;
                 create table second (); drop table second;";
@@ -145,5 +148,88 @@ async fn what_a_migration_leaves_behind_reaches_nobody() {
         assert_eq!(tables, "first second tenantd_migration");
     }
     fleet.close().await;
+    database.finish().await;
+}
+
+/// Runs a command, which must end with 0, and returns what it wrote to stdout.
+async fn run(program: &Program, arguments: &[&str]) -> String {
+    let output = program.run(arguments).await;
+    assert_eq!(output.code(), 0, "{arguments:?}: {}{}", output.stdout, output.stderr);
+    output.stdout
+}
+
+/// Goal: the operator's commands do with a schema what they do with a database: shown, entered, checked, backed up, emptied, filled from the backup, rolled back, dropped, taken back,
+/// dropped for good. Method: two tenants, one of which everything is done to; the other keeps its row through all of it.
+#[tokio::test]
+async fn each_command_knows_schemas() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let (folder, backups) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let second = ("0002_second.up.sql", "create table second (id integer primary key);");
+    write_migrations(
+        folder.path(),
+        &[
+            ("0001_note.sql", "create table note (id integer primary key, text text);"),
+            second,
+            ("0002_second.down.sql", "drop table second;"),
+        ],
+    );
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("backup.folder", &backups.path().display().to_string());
+    run(&program, &["setup"]).await;
+    let keys = [uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string()];
+    let urls = run(&program, &["create", &keys[0], &keys[1]]).await;
+    assert!(urls.lines().all(|url| url.contains("search_path")) && urls.lines().count() == 2, "{urls}");
+    let names = [database.tenant_name(&keys[0]), database.tenant_name(&keys[1])];
+    for name in &names {
+        database.tenant_app(name).await.batch_execute("insert into note values (1, 'kept')").await.expect("write");
+    }
+    let rows = async |name: &str| -> i64 {
+        let client = database.tenant_superuser(name).await;
+        client.query_one("select count(*) from note", &[]).await.expect("count").get(0)
+    };
+    let key = keys[0].as_str();
+    let shown = run(&program, &["show", key, "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert!(shown["database"]["bytes"].as_i64() > Some(8192) && shown["version"] == 2, "{shown}");
+    assert_eq!(run(&program, &["psql", key, "--", "-Atc", "select text from note"]).await, "kept");
+    run(&program, &["check"]).await;
+    let drift = "alter table note add column by_hand integer";
+    database.tenant_superuser(&names[0]).await.batch_execute(drift).await.expect("drift");
+    let checked = program.run(&["check"]).await;
+    assert!(checked.code() == 1 && checked.stdout.contains("note.by_hand"), "{}", checked.stdout);
+    let undo = "alter table note drop column by_hand";
+    database.tenant_superuser(&names[0]).await.batch_execute(undo).await.expect("take it back");
+    run(&program, &["lint", "--all"]).await;
+
+    run(&program, &["backup", key]).await;
+    let file = std::fs::read_dir(backups.path()).expect("look").next().expect("a backup").expect("a file").path();
+    run(&program, &["reset", key, "--yes", "--skip-backup"]).await;
+    assert_eq!((rows(&names[0]).await, rows(&names[1]).await), (0, 1));
+    run(&program, &["restore", key, "--from", &file.display().to_string(), "--replace"]).await;
+    run(&program, &["--sweep-once"]).await;
+    assert_eq!((rows(&names[0]).await, rows(&names[1]).await), (1, 1));
+    database.tenant_app(&names[0]).await.batch_execute("insert into note values (2, 'more')").await.expect("write");
+    run(&program, &["check"]).await;
+
+    run(&program, &["rollback", key, "--steps", "1", "--yes", "--skip-backup"]).await;
+    assert_eq!(row(&database, key).await["version"], 1);
+    run(&program, &["release", key]).await;
+    run(&program, &["--sweep-once"]).await;
+    assert_eq!(row(&database, key).await["version"], 2);
+
+    run(&program, &["drop", key, "--skip-backup"]).await;
+    assert_eq!(database.tenant_databases().await, [names[1].as_str()]);
+    run(&program, &["restore", key]).await;
+    assert_eq!((rows(&names[0]).await, rows(&names[1]).await), (2, 1));
+    run(&program, &["drop", key, "--now", "--yes", "--skip-backup"]).await;
+    let left = "select count(*) from pg_namespace where nspname like 'tenantd\\_dropped%'";
+    let left: i64 = database.superuser().await.query_one(left, &[]).await.expect("count").get(0);
+    assert_eq!(
+        (left, rows(&names[1]).await),
+        (2, 1),
+        "what reset and restore set aside waits for the end of its grace"
+    );
+    run(&program, &["check"]).await;
     database.finish().await;
 }
