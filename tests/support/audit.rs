@@ -114,6 +114,7 @@ impl Finding {
 }
 
 /// Where tenants may be, as a table of name, oid, marker and rights.
+#[must_use]
 pub fn place(isolation: Isolation) -> &'static str {
     match isolation {
         Isolation::Database => {

@@ -68,10 +68,10 @@ impl TestDatabase {
             allowed: Vec::new(),
             finished: false,
         };
-        match std::env::var(ISOLATION).as_deref() {
-            Ok("schema") => database.with_schemas().await,
-            Ok("database") | Err(_) => database,
-            Ok(other) => panic!("{ISOLATION} is {other:?}, and not database or schema"),
+        match std::env::var_os(ISOLATION) {
+            Some(schema) if schema == "schema" => database.with_schemas().await,
+            Some(other) if other != "database" => panic!("{ISOLATION} is {other:?}, and not database or schema"),
+            _ => database,
         }
     }
 

@@ -43,12 +43,12 @@ impl Executor<'_> {
         let together = self.set.migrations().iter().take_while(|next| next.mode == Mode::Transaction);
         let together: Vec<&Migration> = together.collect();
         let mut ran = Vec::new();
-        let mut made = whole(client, self.in_one(client, make, &together, &mut ran).await.map(|()| true)).await;
-        if made.as_ref().is_err_and(|error| error.code().is_some_and(|code| APART.contains(&code))) {
+        let mut outcome = whole(client, self.in_one(client, make, &together, &mut ran).await.map(|()| true)).await;
+        if outcome.as_ref().is_err_and(|error| error.code().is_some_and(|code| APART.contains(&code))) {
             ran.clear();
-            made = whole(client, self.in_one(client, make, &[], &mut ran).await.map(|()| true)).await;
+            outcome = whole(client, self.in_one(client, make, &[], &mut ran).await.map(|()| true)).await;
         }
-        made?;
+        outcome?;
         if ran.len() == self.set.migrations().len() {
             return Ok(Applied { version: self.set.newest_version(), ran });
         }
