@@ -19,8 +19,8 @@ use crate::migrations::MigrationSet;
 use crate::registry::fleet::{Fleet, VersionCount};
 use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table};
-use crate::registry::triggers::Trigger;
 use crate::registry::sweep::Room;
+use crate::registry::triggers::Trigger;
 use crate::registry::{Registry, departure};
 
 /// Everything that status shows.
@@ -132,7 +132,7 @@ impl<'a> Status<'a> {
 /// A table that cannot serve is something to show; a database that cannot be asked is a failure.
 async fn read_signup(registry: &Registry, config: &Config) -> Result<Result<Signup>> {
     let session = registry.session().await?;
-    let table = match signup::inspect(&session, &config.signup).await {
+    let table = match signup::inspect(&session, &config.signup, &config.tenant.names).await {
         Ok(table) => table,
         Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => return Ok(Err(error)),
         Err(error) => return Err(error),
