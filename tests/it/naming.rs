@@ -393,3 +393,43 @@ async fn create_takes_keys_of_each_kind() {
     assert!(refused.code() == 2 && refused.stderr.contains("tenant.naming = \"hash\""), "{refused:?}");
     database.finish().await;
 }
+
+/// Goal: where the registry lost its rows, tenants that stand are found by their names under each strategy, and taken back; users without one are
+/// held. Method: the rows deleted, the moment forgotten at which users were held; then what is printed of a database that bears a user's name.
+#[tokio::test]
+async fn tenants_that_stand_are_known_by_their_names() {
+    for naming in ["hash", "key"] {
+        let database = TestDatabase::new().await;
+        users(&database, "text").await;
+        let fleet = Fleet::install(&database, &[("tenant.naming", naming)]).await;
+        let app = database.app().await;
+        sign_up(&app, Some("acme")).await;
+        assert_eq!(fleet.sweep().await.made, 1);
+        let before = row(&database, "acme").await;
+        sign_up(&app, Some("initech")).await;
+        let forget =
+            "delete from tenantd.signup; delete from tenantd.tenant; update tenantd.registry set users_held_at = null";
+        execute(&database, forget).await;
+        let missing = fleet.registry().request_missing(&fleet.table, fleet.names()).await.expect("look");
+        assert_eq!((missing.users, missing.held), (2, true), "{naming}");
+        assert_eq!(standing(&database, "initech").await, "requested held");
+        let report = fleet.sweep().await;
+        assert_eq!((report.made, report.failed.len()), (0, 0), "{report:?}");
+        let after = row(&database, "acme").await;
+        assert_eq!(
+            (after["state"].as_str(), &after["database_oid"]),
+            (Some("ready"), &before["database_oid"]),
+            "{naming}"
+        );
+        let name = fleet.names().of("initech").expect("a name");
+        execute(&database, &format!("create database {name}")).await;
+        let installed = Fleet::install(&database, &[("tenant.naming", naming)]).await;
+        let note = installed.installed.notes.iter().find(|note| note.contains("are held")).expect("a note");
+        assert!(note.contains("1 databases bear their names already"), "{note}");
+        execute(&database, &format!("drop database {name}")).await;
+        drop(app);
+        installed.close().await;
+        fleet.close().await;
+        database.finish().await;
+    }
+}
