@@ -23,6 +23,8 @@ pub use load::{Loaded, Setting, load};
 pub use rollout::{Rollout, Share};
 pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, secret_variables, user_name};
 
+use crate::naming::Names;
+
 /// Every setting, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -109,8 +111,8 @@ pub struct Tenant {
     pub isolation: Isolation,
     /// The schemas that every tenant sees behind its own, where each has a schema.
     pub shared_schemas: Vec<String>,
-    /// Begins the name of every tenant's database, or schema.
-    pub prefix: String,
+    /// How new tenants are named.
+    pub names: Names,
     /// The folder of the tenant migrations; `None`: the embedded ones.
     pub migrations: Option<PathBuf>,
     /// The role that owns every tenant; `None`: tenantd's own.

@@ -110,7 +110,10 @@ impl Default for Signup {
 pub(super) struct Tenant {
     pub(super) isolation: String,
     pub(super) shared_schemas: Vec<String>,
-    pub(super) prefix: String,
+    pub(super) naming: String,
+    pub(super) prefix: Option<String>,
+    pub(super) hash: String,
+    pub(super) hash_digits: u32,
     pub(super) migrations: Option<PathBuf>,
     pub(super) owner: Option<String>,
     #[serde(rename = "use")]
@@ -129,7 +132,10 @@ impl Default for Tenant {
         Tenant {
             isolation: "database".into(),
             shared_schemas: Vec::new(),
-            prefix: "tenant_".into(),
+            naming: "uuid".into(),
+            prefix: None,
+            hash: "md5".into(),
+            hash_digits: 10,
             migrations: None,
             owner: None,
             use_roles: Vec::new(),

@@ -8,7 +8,7 @@ use super::template::stay_keeper;
 use crate::error::{Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::isolation::database::doubt_template;
-use crate::isolation::roles_that_enter;
+use crate::isolation::{drop_for_good, roles_that_enter};
 use crate::pg::admin;
 use crate::registry::Registry;
 use crate::registry::hand_over::grant_connect;
@@ -97,8 +97,7 @@ pub async fn drop_strays(registry: &Registry) -> Result<u64> {
     let mut dropped = 0;
     for Stray { name, old, there } in registry.stray_spares(FORGET_SPARES_AFTER).await? {
         if there {
-            let session = registry.session().await?;
-            if let Err(error) = admin::drop_database(&session, &name).await {
+            if let Err(error) = drop_for_good(registry, &name).await {
                 tracing::warn!(
                     spare = name,
                     error = error.chain(),

@@ -150,7 +150,7 @@ select now() as at,
        (select count(*) from tenantd.tenant where state = 'deleting' and again_at is not null) as again,
        (select count(*) from tenantd.spares_at_hand) as at_hand,
        (select count(*) from unmade where lives) as making,
-       (select count(*) from unmade join pg_database d on d.datname = unmade.name where not lives) as strays,
+       (select count(*) from unmade join tenantd.place d on d.name = unmade.name where not lives) as strays,
        (select error_kind || ': ' || error_text from tenantd.template
         where completed_at is null and retired_at is null and error_text is not null order by created_at desc limit 1) as template_failure,
        extract(epoch from now() - least(

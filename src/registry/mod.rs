@@ -29,6 +29,7 @@ mod in_place;
 pub mod install;
 pub mod locks;
 pub mod lookup;
+pub mod naming;
 pub mod parts;
 pub mod print;
 mod record;

@@ -317,7 +317,7 @@ impl Registry {
                 &format!(
                     "with released as (update tenantd.spare s set key = null, attempt = null where {RELEASED})
                      select s.name, s.created_at < now() - $1 * interval '1 second' as old,
-                            exists (select from pg_database d where d.datname = s.name) as there
+                            exists (select from tenantd.place d where d.name = s.name) as there
                      from tenantd.spare s where {STRAY}"
                 ),
                 &[(&old_after.as_secs_f64(), Type::FLOAT8)],

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tenantd::config::Isolation;
+use tenantd::naming::{Names, Rule};
 use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
@@ -70,7 +71,9 @@ impl TestDatabase {
         };
         match std::env::var_os(ISOLATION) {
             Some(schema) if schema == "schema" => database.with_schemas().await,
-            Some(other) if other != "database" => panic!("{ISOLATION} is {other:?}, and not database or schema"),
+            Some(other) if other != "database" => {
+                panic!("{ISOLATION} is {}, and not database or schema", other.display())
+            }
             _ => database,
         }
     }
@@ -128,7 +131,7 @@ impl TestDatabase {
     /// The name of the database of the tenant `key`.
     #[must_use]
     pub fn tenant_name(&self, key: &str) -> String {
-        tenantd::tenant::database_name(&self.prefix, key).expect("a uuid")
+        Names::new(Rule::Uuid, &self.prefix, &self.name).of(key).expect("a uuid")
     }
 
     /// What an operator writes as `main.url`: the role `tenantd`, verify-full.
