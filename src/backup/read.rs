@@ -15,9 +15,7 @@ use crate::pg::Server;
 /// [`Kind::Usage`] when there is no such file, or it is no backup. What `pg_restore` says: the database is half filled then.
 pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, key: &str) -> Result<()> {
     let of_file = |error: Error| error.context(format!("read {} into a database", file.display()));
-    if !tokio::fs::try_exists(file).await.unwrap_or(false) {
-        return Err(of_file(Error::usage("there is no such file")));
-    }
+    must_be_there(file).await?;
     let programs = Programs::of(&config.backup);
     let schema = config.tenant.isolation == Isolation::Schema;
     let database = if schema { &*server.connection().database } else { name };
@@ -43,11 +41,19 @@ pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, 
     fed(&mut command, "pg_restore", kept).await.map(drop).map_err(of_file)
 }
 
+async fn must_be_there(file: &Path) -> Result<()> {
+    if tokio::fs::try_exists(file).await.unwrap_or(false) {
+        return Ok(());
+    }
+    Err(Error::usage("there is no such file").context(format!("read {} into a database", file.display())))
+}
+
 /// Makes sure that the backup `file` is one of the schema `name`: what it holds goes by that name.
 ///
 /// # Errors
 /// [`Kind::Usage`] when it is of another, or no backup.
 pub async fn must_be_of(server: &Server, config: &Config, file: &Path, name: &str) -> Result<()> {
+    must_be_there(file).await?;
     let libpq = server.libpq(&server.connection().database, "tenantd:restore").await?;
     let mut list = libpq.command(&Programs::of(&config.backup).restore);
     let listed = ran(list.arg("--list").arg(file), "pg_restore").await.map_err(|error| {
