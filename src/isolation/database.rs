@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::Isolation;
+use super::entry::enter;
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
@@ -77,36 +78,9 @@ impl<'a> DatabaseIsolation<'a> {
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
         if self.inside.is_none() {
-            let application_name = format!("tenantd:{}", claim.key);
-            match self.server.connect(Some(name), &application_name).await {
-                Ok(session) => self.inside = Some(session),
-                Err(error) => {
-                    let error = error.context(format!("connect to database {name:?}"));
-                    return Err(self.blame(error, &application_name).await);
-                }
-            }
+            self.inside = Some(enter(self.server, name, &format!("tenantd:{}", claim.key)).await?);
         }
         Ok(self.inside.as_mut().expect("connected above"))
-    }
-
-    /// Whose failure it is that the server refused a connection to the tenant: the tenant's alone, if the main database takes one.
-    ///
-    /// Without this, one database with its CONNECTION LIMIT reached would look like a server that is full, and make all others wait.
-    async fn blame(&self, error: Error, application_name: &str) -> Error {
-        let refused = matches!(
-            error.kind(),
-            Kind::TooManyConnections | Kind::Shortage | Kind::Login | Kind::Rights | Kind::ReadOnly | Kind::Tls
-        );
-        if !refused {
-            return error;
-        }
-        match self.server.connect(None, application_name).await {
-            Ok(session) => {
-                session.close().await;
-                error.with_kind(Kind::Refused)
-            }
-            Err(_) => error,
-        }
     }
 
     /// What the claim saw, the first time, while that is fresh.

@@ -1,6 +1,7 @@
 //! How tenants are kept apart. Registry, planner, executor, sweep and commands do not know which way.
 
 pub mod database;
+mod entry;
 
 pub use database::DatabaseIsolation;
 

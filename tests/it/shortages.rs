@@ -21,6 +21,7 @@ fn through_a_shortage(daemon: Daemon) -> Daemon {
         "the server failed",
         "no spares are made just now",
         "the sweep could not",
+        "the registry cannot be read",
         "the template of",
         "nothing could be reloaded yet",
     ];
