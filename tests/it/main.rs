@@ -11,6 +11,7 @@ mod burdens;
 mod catalogue;
 mod check;
 mod claims;
+mod clocks;
 mod conflicts;
 mod connect;
 mod connecting;
