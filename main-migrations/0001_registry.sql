@@ -212,6 +212,53 @@ left join tenantd.template p on p.name = s.template
 where s.made_at is not null and s.key is null and (s.busy_until is null or s.busy_until <= now())
   and not d.datallowconn and d.datconnlimit = -1;
 
+-- The name of the tenant's database for a key; null where the key can have none, and the daemon says why. `naming`: the rule, what names begin
+-- with, and for a hash its algorithm and how many hex digits: 'uuid tenant_', 'hash tid_ md5 10', 'key '. The daemon comes to the same names by
+-- itself. The words are those that no server from Postgres 13 to 18 takes as a table's name without quotes: categories R and T of
+-- pg_get_keywords(), in a list of our own, since they change with the server's version and a tenant's name must not.
+create or replace function tenantd.name_of(key text, naming text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    rule constant text := split_part(naming, ' ', 1);
+    prefix constant text := split_part(naming, ' ', 2);
+    name text collate "C";
+begin
+    if key = '' then
+        return null;
+    elsif rule = 'uuid' then
+        return case when key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then prefix || replace(key, '-', '_') end;
+    elsif rule = 'hash' then
+        return prefix || left(
+            case split_part(naming, ' ', 3)
+                when 'md5' then md5(convert_to(key, 'UTF8'))
+                when 'sha256' then encode(sha256(convert_to(key, 'UTF8')), 'hex')
+            end, split_part(naming, ' ', 4)::int);
+    elsif rule <> 'key' then
+        return null;
+    end if;
+    name := prefix || key;
+    if name ~ '^[a-z_][a-z0-9_]{0,62}$' and not starts_with(name, 'pg_') and not starts_with(name, 'tenantd_')
+        and name not in ('postgres', 'template0', 'template1', 'public', 'information_schema', 'tenantd', current_database())
+        and name <> all (array[
+            'all', 'analyse', 'analyze', 'and', 'any', 'array', 'as', 'asc', 'asymmetric', 'authorization', 'binary', 'both', 'case', 'cast',
+            'check', 'collate', 'collation', 'column', 'concurrently', 'constraint', 'create', 'cross', 'current_catalog', 'current_date',
+            'current_role', 'current_schema', 'current_time', 'current_timestamp', 'current_user', 'default', 'deferrable', 'desc', 'distinct',
+            'do', 'else', 'end', 'except', 'false', 'fetch', 'for', 'foreign', 'freeze', 'from', 'full', 'grant', 'group', 'having', 'ilike',
+            'in', 'initially', 'inner', 'intersect', 'into', 'is', 'isnull', 'join', 'lateral', 'leading', 'left', 'like', 'limit', 'localtime',
+            'localtimestamp', 'natural', 'not', 'notnull', 'null', 'offset', 'on', 'only', 'or', 'order', 'outer', 'overlaps', 'placing',
+            'primary', 'references', 'returning', 'right', 'select', 'session_user', 'similar', 'some', 'symmetric', 'system_user', 'table',
+            'tablesample', 'then', 'to', 'trailing', 'true', 'union', 'unique', 'user', 'using', 'variadic', 'verbose', 'when', 'where',
+            'window', 'with'])
+    then
+        return name;
+    end if;
+    return null;
+end
+$$;
+revoke all on function tenantd.name_of(text, text) from public;
+
 -- Makes the spare the tenant's database: marked, named, open, recorded ready. All of it or nothing, in the caller's transaction. The caller
 -- holds the rows of both.
 create or replace function tenantd.name_spare(spare text, key text, name text, marker text) returns void
@@ -291,7 +338,10 @@ begin
             exception when others then
                 code := sqlstate;
                 said := sqlerrm;
-                update tenantd.spare s set busy_until = now() + interval '10 seconds' where s.name = taken.name;
+                -- That another tenant, or a foreign database, has the name is no fault of the spare's.
+                if code not in ('42P04', '23505') then
+                    update tenantd.spare s set busy_until = now() + interval '10 seconds' where s.name = taken.name;
+                end if;
             end;
         end if;
         return next;
@@ -305,7 +355,7 @@ revoke all on function tenantd.hand_over(text[], bigint[], text, text[], text[],
 -- * Only spares that nobody ever entered: a rename waits up to five seconds for whoever is in a database, autovacuum included.
 -- * A crowd goes the ordinary way, and one transaction takes a quarter of the pool at most: a long one must not hold all of it.
 -- * After one failure no more is tried in the transaction.
-create or replace function tenantd.hand_over_at_commit(keys text[], prefix text, owner text) returns bigint
+create or replace function tenantd.hand_over_at_commit(keys text[], naming text, owner text) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -314,14 +364,16 @@ declare
     before constant bigint := coalesce(nullif(current_setting('tenantd.handed_over', true), '')::bigint, 0);
     left_over bigint;
     signup text;
+    name text;
     taken text;
 begin
     if cardinality(keys) > 4 or current_setting('tenantd.hand_over_failed', true) = 'on' then
         return 0;
     end if;
     foreach signup in array keys loop
-        continue when signup !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$';
         begin
+            name := tenantd.name_of(signup, naming);
+            continue when name is null;
             if before + handed > 0 then
                 -- Counted with locks that are given back at once, so that what other open signups hold does not count.
                 begin
@@ -340,7 +392,7 @@ begin
               and not exists (select from pg_prepared_xact() x where x.dbid = h.database_oid)
             order by h.completed_at desc nulls last, s.made_at limit 1 for update of s skip locked;
             exit when not found;
-            perform tenantd.name_spare(taken, signup, prefix || replace(signup, '-', '_'),
+            perform tenantd.name_spare(taken, signup, name,
                 (select format('tenantd %s %s', r.id, encode(sha256(convert_to(signup, 'UTF8')), 'hex')) from tenantd.registry r));
             handed := handed + 1;
         exception when others then

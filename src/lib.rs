@@ -1,7 +1,7 @@
 //! tenantd: one Postgres database per signup, always on the latest migration.
 //!
 //! An application inserts a row into its `users` table. A trigger writes the fact into a registry and, when a daemon sleeps, rings. The
-//! daemon makes the database `tenant_<uuid>`, applies the tenant migrations and marks it ready. Signups never wait for any of it, and
+//! daemon makes the database `tenant_<uuid>` (or as [`naming`] says), applies the tenant migrations and marks it ready. Signups never wait for any of it, and
 //! never fail because of it. A sweep finds what was missed and brings every tenant to the newest migration.
 //!
 //! # The way through
@@ -61,7 +61,7 @@
 //! A file imports from its own row or one with a smaller number; a test reads the source tree and fails when a row is broken.
 //!
 //! ```text
-//! 0 words     tenant, error, fail_points         pure: no tokio, no postgres
+//! 0 words     tenant, naming, error, fail_points pure: no tokio, no postgres
 //! 1 rules     config, retry, plan, migrations    pure; files are read only in migrations/source, config and backup
 //! 2 postgres  tasks, pg                          tokio_postgres is named only in rows 2 and 3
 //! 3 records   registry                           all SQL on the main database
@@ -72,7 +72,7 @@
 //!
 //! # Read in this order
 //!
-//! [`tenant`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`],
+//! [`tenant`], [`naming`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`],
 //! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
 //! [`spares`] and [`keeper`] (what is made ahead of time), [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 
@@ -94,6 +94,7 @@ pub mod keeper;
 pub mod lanes;
 pub mod life;
 pub mod migrations;
+pub mod naming;
 pub mod notices;
 pub mod pg;
 pub mod plan;

@@ -1,11 +1,9 @@
-//! The words of a tenant: its key, the name of its database, how it stands, and the mark of ownership.
+//! The words of a tenant: how it stands, the names that are no tenant's, and the mark of ownership.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-
-use crate::error::{Error, Kind, Result};
 
 /// Postgres cuts longer identifiers off without an error, so that two long names could become one.
 pub const MAX_IDENTIFIER_BYTES: usize = 63;
@@ -21,22 +19,6 @@ pub const TEMPLATE_PREFIX: &str = "tenantd_template_";
 
 /// Begins the random names of databases that were set aside.
 pub const DROPPED_PREFIX: &str = "tenantd_dropped_";
-
-/// The name of the tenant's database for a signup's `key`: `prefix` and the uuid with hyphens as underscores.
-///
-/// Only the hyphenated lower-case form that Postgres prints is taken: any other spelling could make two keys one name.
-///
-/// # Errors
-/// [`Kind::BadKey`] when the key is not such a uuid.
-pub fn database_name(prefix: &str, key: &str) -> Result<String> {
-    let canonical = Uuid::try_parse(key).ok().map(|uuid| uuid.hyphenated().to_string());
-    if canonical.as_deref() != Some(key) {
-        return Err(Error::new(Kind::BadKey, format!("key {key:?} is no uuid in the form Postgres prints it")).hint(
-            "signup.id_column must name a column of type uuid, or of text holding lower-case uuids with hyphens",
-        ));
-    }
-    Ok(format!("{prefix}{}", key.replace('-', "_")))
-}
 
 /// A fresh name under which to make a database.
 #[must_use]
@@ -159,55 +141,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// No two keys may come to one name, so only one spelling of a uuid is taken.
-        #[test]
-        fn a_name_gives_its_key_back(number: u128, spelling in 0..7_usize, other in ".{0,60}") {
-            let uuid = Uuid::from_u128(number);
-            let key = match spelling {
-                0 => uuid.to_string(),
-                1 => uuid.to_string().to_uppercase(),
-                2 => uuid.simple().to_string(),
-                3 => uuid.braced().to_string(),
-                4 => uuid.urn().to_string(),
-                5 => format!("{uuid} "),
-                _ => other,
-            };
-            match database_name("tenant_", &key) {
-                Ok(name) => {
-                    prop_assert_eq!(name.strip_prefix("tenant_").unwrap().replace('_', "-"), key);
-                    prop_assert!(name.len() <= MAX_IDENTIFIER_BYTES);
-                }
-                Err(error) => prop_assert!(error.kind() == Kind::BadKey && key != uuid.to_string()),
-            }
-        }
-
         #[test]
         fn markers_of_two_keys_differ(one in ".{0,20}", other in ".{0,20}") {
             prop_assert_eq!(Marker::of(Uuid::nil(), &one) == Marker::of(Uuid::nil(), &other), one == other);
-        }
-    }
-
-    #[test]
-    fn a_uuid_becomes_a_name() {
-        assert_eq!(
-            database_name("tenant_", "123e4567-e89b-12d3-a456-426614174000").unwrap(),
-            "tenant_123e4567_e89b_12d3_a456_426614174000"
-        );
-    }
-
-    #[test]
-    fn other_spellings_are_refused() {
-        for key in [
-            "",
-            "42",
-            "123E4567-E89B-12D3-A456-426614174000",
-            "123e4567e89b12d3a456426614174000",
-            "{123e4567-e89b-12d3-a456-426614174000}",
-            "urn:uuid:123e4567-e89b-12d3-a456-426614174000",
-            "123e4567-e89b-12d3-a456-426614174000\n",
-            "x\"; drop database postgres; --",
-        ] {
-            assert_eq!(database_name("tenant_", key).unwrap_err().kind(), Kind::BadKey, "{key:?}");
         }
     }
 

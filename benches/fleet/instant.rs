@@ -20,7 +20,7 @@ pub(crate) async fn measure(size: Size) -> Results {
         application.client().prepare("select state from tenantd.tenants where key = $1").await.expect("prepare");
     let (mut ours, mut theirs, mut gains) = (Samples::default(), Samples::default(), Samples::default());
     let (mut signups, mut at_commit) = (0, 0);
-    for _ in 0..size.pick(2, 10) {
+    for _ in 0..size.pick(1, 10) {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         stage.spares(SPARES / 2).await;
         for _ in 0..16 {

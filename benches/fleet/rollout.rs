@@ -102,7 +102,7 @@ fn sql(name: &str) -> String {
 
 /// One migration over a fleet near by, and over one behind a delay.
 pub(crate) async fn measure(size: Size) -> Results {
-    let mut measures = near(size.pick(100, 200), size.pick(3, 5)).await;
+    let mut measures = near(size.pick(48, 200), size.pick(2, 5)).await;
     if let Some(number) = size.pick(None, Some(2000)) {
         measures.extend(near(number, 3).await);
     }
@@ -139,7 +139,7 @@ async fn near(number: usize, rounds: usize) -> Vec<Measure> {
 }
 
 async fn far(size: Size) -> Vec<Measure> {
-    let mut fleet = Fleet::made(size.pick(32, 200)).await;
+    let mut fleet = Fleet::made(size.pick(16, 200)).await;
     let server = Arc::clone(fleet.stage.database.server());
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Mode::Delay(DELAY));
@@ -147,7 +147,7 @@ async fn far(size: Size) -> Vec<Measure> {
     let (program, door) = (fleet.program().setting("main.url", &url), Door::new(&server, proxy.address()));
     let (mut ours, mut single) = (Samples::default(), Samples::default());
     let (mut floor, mut script) = (Samples::default(), Samples::default());
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         ours.add(fleet.sweep(&program, PARALLEL_FAR).await);
         script.add(fleet.script(&door).await);
         floor.add(fleet.floor(&door, PARALLEL_FAR).await);

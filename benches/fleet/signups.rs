@@ -41,7 +41,7 @@ pub(crate) async fn measure(size: Size) -> Results {
     let daemon = ours.daemon(&ours.program.clone().setting("tenant.max", "1")).await;
     let seconds = size.pick("2", "10");
     let mut samples = [Samples::default(), Samples::default(), Samples::default(), Samples::default()];
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         for (stage, samples) in [&ours, &none, &empty, &notifying].into_iter().zip(&mut samples) {
             samples.add(rate(stage, seconds).await);
         }

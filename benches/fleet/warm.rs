@@ -16,8 +16,9 @@ const SPARES: usize = 32;
 const PAUSE: Duration = Duration::from_millis(100);
 const MORE_PAUSE: Duration = Duration::from_millis(400);
 
-/// In one statement.
+/// In one statement; of a quick run, so that its pool is soon made.
 const CROWD: usize = 200;
+const SMALL_CROWD: usize = 30;
 /// Before them, so that theirs are not the first hand-overs in the daemon's life, which take three times as long.
 const BEFORE: usize = 10;
 
@@ -34,7 +35,7 @@ async fn one_by_one(size: Size) -> Vec<Measure> {
     let mut application = stage.application().await;
     let mut worker = Worker::start(&Stage::on(stage.database.server()).await.database).await;
     let (mut ours, mut heard, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
-    let (rounds, signups) = size.pick((3, 12), (10, 30));
+    let (rounds, signups) = size.pick((2, 6), (10, 30));
     for _ in 0..rounds {
         let (mut keys, mut hearing) = (Vec::new(), Vec::new());
         stage.spares(SPARES * 3 / 4).await;
@@ -74,19 +75,20 @@ fn pause() -> Duration {
 
 async fn at_once(size: Size) -> Vec<Measure> {
     let stage = Stage::set().await;
-    let daemon = stage.daemon(&stage.with_spares(CROWD + BEFORE, CROWD + BEFORE)).await;
-    stage.pool(CROWD + BEFORE).await;
+    let crowd = size.pick(SMALL_CROWD, CROWD);
+    let daemon = stage.daemon(&stage.with_spares(crowd + BEFORE, crowd + BEFORE)).await;
+    stage.pool(crowd + BEFORE).await;
     stage.sign_up(BEFORE).await;
     stage.ready(BEFORE).await;
     let mut ours = Samples::default();
     for round in 1..=size.pick(1, 5) {
         // The making of the pool is over; the making of the next begins with the signups.
-        stage.pool(CROWD).await;
-        let keys = stage.sign_up(CROWD).await;
-        stage.ready(BEFORE + CROWD * round).await;
+        stage.pool(crowd).await;
+        let keys = stage.sign_up(crowd).await;
+        stage.ready(BEFORE + crowd * round).await;
         ours.add(stage.waits(&keys).await.into_iter().fold(0.0, f64::max));
     }
     drop(daemon);
-    let what = format!("{CROWD} signups in one statement, {CROWD} spares: the last one ready");
+    let what = format!("{crowd} signups in one statement, {crowd} spares: the last one ready");
     vec![Measure::new(3, what, Unit::Milliseconds, &ours).reach(Reach::AtMost(150.0))]
 }

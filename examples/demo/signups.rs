@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tenantd::naming::{Names, Rule};
 use uuid::Uuid;
 
 use crate::figures::Figures;
@@ -216,7 +217,7 @@ async fn stop(page: &Page, daemon: Daemon) {
 }
 
 fn database(prefix: &str, user: &User) -> String {
-    tenantd::tenant::database_name(prefix, &user.key).expect("a uuid")
+    Names::new(Rule::Uuid, prefix, "").of(&user.key).expect("a uuid")
 }
 
 fn tell(page: &Page, user: &User, database: &str, what: &str) {

@@ -20,7 +20,7 @@ use crate::plan::{Desired, Observed, plan};
 use crate::provision::{Context, Outcome, reconcile, template};
 use crate::registry::Registry;
 use crate::registry::tenants::Tenant;
-use crate::tenant::{Marker, State, database_name};
+use crate::tenant::{Marker, State};
 
 /// A tenant that somebody else works on, or that has to wait, is tried for again after this.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -30,9 +30,10 @@ const AGAIN: Duration = Duration::from_millis(500);
 #[command(after_help = "Examples:
   tenantd create $(uuidgen)                                              a tenant for tests
   tenantd create 00000000-0000-4000-8000-000000000000 --if-missing       a default tenant, again and again without harm
-  tenantd create 00000000-0000-4000-8000-000000000000 --dry-run")]
+  tenantd create 00000000-0000-4000-8000-000000000000 --dry-run
+  tenantd create default_tenant                                          with tenant.naming = \"hash\" or \"key\"")]
 pub struct Create {
-    /// The new tenants' keys: uuids as Postgres prints them
+    /// The new tenants' keys, as the signup table has ids; with tenant.naming = "uuid" as Postgres prints a uuid
     #[arg(value_name = "KEY", required = true)]
     pub keys: Vec<String>,
     /// Wait for those that exist and are not ready, instead of refusing
@@ -74,7 +75,7 @@ async fn create(
 ) -> Result<ExitStatus> {
     let mut keys: Vec<String> = Vec::new();
     for key in &arguments.keys {
-        database_name(&given.config.tenant.prefix, key).map_err(|_| no_key(key))?;
+        given.config.tenant.names.of(key).map_err(|error| error.with_kind(Kind::Usage))?;
         if !keys.contains(key) {
             keys.push(key.clone());
         }
@@ -102,11 +103,6 @@ async fn create(
     }
     maker.notices.end().await;
     tell(given.json, &keys, &ended, out)
-}
-
-fn no_key(key: &str) -> Error {
-    Error::usage(format!("key {key:?} is no uuid in the form Postgres prints it"))
-        .hint("lower case, with hyphens; `uuidgen` makes one")
 }
 
 /// Those of `keys` that have no tenant, and whether another has one that is not ready.
@@ -236,7 +232,7 @@ async fn dry_run(given: &Given, keys: &[String], missing: &[String], out: &mut i
             text.push_str(&format!("{key}: nothing to make\n"));
             continue;
         }
-        let name = database_name(&context.config.tenant.prefix, key)?;
+        let name = context.config.tenant.names.of(key)?;
         match steps(&context, key, &name).await {
             Ok(steps) => {
                 text.push_str(&format!("{key}: database {name}: {}\n", steps.join(", ")));

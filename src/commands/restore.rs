@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::life::restore::{Restoring, from_file, take_back};
 use crate::registry::Registry;
 use crate::registry::dropped::Dropped;
-use crate::tenant::{State, database_name};
+use crate::tenant::State;
 
 /// `tenantd restore`
 #[derive(Debug, Args)]
@@ -93,7 +93,7 @@ async fn choose(given: &Given, registry: &Registry, key: &str) -> Result<Dropped
     let error = Error::usage(format!("nothing of tenant {key} is set aside"));
     let name = match registry.standing(key).await?.1 {
         Some(name) => Some(name),
-        None => database_name(&given.config.tenant.prefix, key).ok(),
+        None => given.config.tenant.names.of(key).ok(),
     };
     let file = given.config.backup.folder.as_ref().zip(name).and_then(|(folder, name)| newest(folder, &name));
     Err(match file {

@@ -77,7 +77,7 @@ fn print(installed: &Installed, set: &MigrationSet, out: &mut impl Write) -> Res
 /// Without a connection the signup table is taken for an ordinary one.
 async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     let table = match server.connect(None, "tenantd:setup").await {
-        Ok(session) => signup::inspect(&session, &config.signup).await.ok(),
+        Ok(session) => signup::inspect(&session, &config.signup, &config.tenant.names).await.ok(),
         Err(_) => None,
     };
     let sql = printed::sql(config, table.as_ref(), config.signup.notify.unwrap_or(true))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::connection::Parts;
 use super::layers::Merged;
-use super::names::{name, prefix, table};
+use super::names::{name, table};
 use super::problem::{Problem, nearest_word};
 use super::raw::{self, Interval, Raw};
 use super::rollout::{Share, rollout};
@@ -17,6 +17,7 @@ use super::{
     Backup, Config, Connection, Drop, Handover, Log, LogFormat, MainSchema, OnDelete, Retry, Rollout, Signup, Spares,
     Strategy, Sweep, Tenant, Work,
 };
+use crate::naming::{Algorithm, FEWEST_DIGITS, Names, Rule};
 
 /// Longer ones are slips of the pen, and would overflow sums of times.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
@@ -56,7 +57,6 @@ pub(super) fn check(
 ) -> Result<(Config, BTreeSet<String>), Vec<Problem>> {
     let mut check = Check { merged, problems: found };
     let signup = check.signup(&raw.signup);
-    let tenant = check.tenant(&raw.tenant);
     let spares = check.spares(&raw.spares, signup.handover);
     let backup = check.backup(&raw.backup);
     let drop = Drop { grace: check.duration("drop.grace", &raw.drop.grace, Duration::ZERO) };
@@ -77,6 +77,8 @@ pub(super) fn check(
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main_schema = check.main_schema(&raw.main);
     let main = check.main(&raw.main, variables);
+    let names = check.names(&raw.tenant, main.as_ref().map_or("", |(main, _)| main.database()));
+    let tenant = check.tenant(&raw.tenant, names);
     match main {
         Some((main, used)) if check.problems.is_empty() => Ok((
             Config { main, main_schema, signup, tenant, spares, backup, drop, work, sweep, rollout, retry, http, log },
@@ -183,14 +185,24 @@ impl Check<'_> {
         }
     }
 
-    fn tenant(&mut self, raw: &raw::Tenant) -> Tenant {
-        if let Err(reason) = prefix(&raw.prefix) {
+    fn names(&mut self, raw: &raw::Tenant, main_database: &str) -> Names {
+        let algorithms: Vec<_> = Algorithm::ALL.iter().map(|algorithm| (algorithm.word(), *algorithm)).collect();
+        let algorithm = self.word("tenant.hash", &raw.hash, &algorithms);
+        let digits = self.between("tenant.hash_digits", raw.hash_digits, FEWEST_DIGITS, algorithm.most_digits());
+        let rules = [("uuid", Rule::Uuid), ("hash", Rule::Hash(algorithm, digits)), ("key", Rule::Key)];
+        let rule = self.word("tenant.naming", &raw.naming, &rules);
+        let prefix = raw.prefix.as_deref().unwrap_or(rule.built_in_prefix());
+        if let Err(reason) = rule.check_prefix(prefix) {
             self.refuse("tenant.prefix", reason);
         }
+        Names::new(rule, prefix, main_database)
+    }
+
+    fn tenant(&mut self, raw: &raw::Tenant, names: Names) -> Tenant {
         self.path("tenant.migrations", raw.migrations.as_ref());
         self.at_least_one("tenant.max", raw.max);
         Tenant {
-            prefix: raw.prefix.clone(),
+            names,
             migrations: raw.migrations.clone(),
             owner: raw.owner.as_ref().map(|owner| self.role("tenant.owner", owner)),
             use_roles: raw.use_roles.iter().map(|role| self.role("tenant.use", role)).collect(),

@@ -367,6 +367,16 @@ mod tests {
             ("[sweep]\nverify_every = \"400 days\"", "at most 365 days"),
             ("[retry]\nfirst = \"20m\"", "retry.max (built-in): shorter than retry.first (DIR/named.toml, line 2)"),
             ("[retry]\nattempts = 0", "at least 1"),
+            ("[tenant]\nnaming = \"name\"", "\"name\" is none of uuid, hash, key"),
+            ("[tenant]\nhash = \"md4\"", "\"md4\" is none of md5, sha256"),
+            ("[tenant]\nhash_digits = 7", "7 is not between 8 and 32"),
+            ("[tenant]\nhash = \"sha256\"\nhash_digits = 63", "63 is not between 8 and 62"),
+            (
+                "[tenant]\nnaming = \"hash\"\nhash = \"sha256\"\nhash_digits = 60",
+                "tenant.prefix (built-in): \"tid_\" is too long",
+            ),
+            ("[tenant]\nprefix = \"\"", "must begin with a letter"),
+            ("[tenant]\nnaming = \"key\"\nprefix = \"pg_\"", "must not begin with \"pg_\""),
             ("[tenant]\nmax = 0", "at least 1"),
             ("[tenant]\nowner = \"\"", "tenant.owner (DIR/named.toml, line 2): \"\" is no name"),
             ("[tenant]\nuse = [\"public\"]", "\"public\" cannot be a role's name"),
@@ -405,6 +415,27 @@ mod tests {
         assert_eq!(from.setting("main.password_file"), place("/own", "DIR/named.toml, line 2"));
         from = from.file("").variable("TENANTD_MAIN__PASSWORD_COMMAND", "print it");
         assert_eq!(from.setting("main.password_file"), (Value::Null, "unset".into()));
+    }
+
+    #[test]
+    fn names_begin_as_the_naming_has_it_unless_a_prefix_is_set() {
+        for (settings, names) in [
+            ("", "uuid tenant_"),
+            ("naming = \"hash\"", "hash tid_ md5 10"),
+            ("naming = \"hash\"\nhash = \"sha256\"\nhash_digits = 12\nprefix = \"t_\"", "hash t_ sha256 12"),
+            ("naming = \"key\"", "key "),
+            ("naming = \"key\"\nprefix = \"customer_\"", "key customer_"),
+        ] {
+            let config = Place::new().file(&format!("[tenant]\n{settings}\n")).load().unwrap().config;
+            assert_eq!(config.tenant.names.to_string(), names);
+        }
+    }
+
+    #[test]
+    fn no_tenant_is_named_as_the_main_database() {
+        let config = Place::new().file("[tenant]\nnaming = \"key\"\n").load().unwrap().config;
+        assert!(config.tenant.names.of(config.main.database()).is_err());
+        assert!(config.tenant.names.of("acme").is_ok());
     }
 
     #[test]

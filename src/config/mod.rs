@@ -21,6 +21,8 @@ pub use load::{Loaded, Setting, load};
 pub use rollout::{Rollout, Share};
 pub use sources::{DEFAULT_FILE, Environment, Sources, host_name, secret_variables, user_name};
 
+use crate::naming::Names;
+
 /// Every setting, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -103,8 +105,8 @@ pub enum Handover {
 /// `[tenant]`: what a tenant's database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    /// Begins the name of every tenant's database.
-    pub prefix: String,
+    /// How new tenants are named.
+    pub names: Names,
     /// The folder of the tenant migrations; `None`: the embedded ones.
     pub migrations: Option<PathBuf>,
     /// The role that owns every tenant; `None`: tenantd's own.

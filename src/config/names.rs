@@ -2,9 +2,6 @@
 
 use crate::tenant::MAX_IDENTIFIER_BYTES;
 
-/// A uuid as Postgres prints it, which follows the prefix in a tenant's name.
-const UUID_BYTES: usize = 36;
-
 /// A name as the catalogue has it, capitals included. Quotes around it are taken off as SQL does.
 pub(super) fn name(written: &str) -> Result<String, String> {
     let (name, rest) = name_and_rest(written, &[])?;
@@ -55,23 +52,6 @@ fn name_and_rest<'a>(text: &'a str, ends: &[char]) -> Result<(String, &'a str), 
     Ok((name, rest))
 }
 
-/// Nothing but what needs no quotes anywhere, and no name of our own spares.
-pub(super) fn prefix(written: &str) -> Result<(), String> {
-    let most = MAX_IDENTIFIER_BYTES - UUID_BYTES;
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    if !written.starts_with(|c: char| c.is_ascii_lowercase()) || !written.chars().all(plain) {
-        Err(format!("{written:?} must begin with a letter and have only a-z, 0-9 and _"))
-    } else if written.starts_with("tenantd_") {
-        Err(format!("{written:?} must not begin with \"tenantd_\": so do the names of databases in the making"))
-    } else if written.len() > most {
-        Err(format!(
-            "{written:?} is too long: with the uuid it must fit into {MAX_IDENTIFIER_BYTES} bytes, so at most {most}"
-        ))
-    } else {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -96,10 +76,6 @@ mod tests {
             let names = [name(&written).ok(), table(&written).ok().map(|(schema, _)| schema), table(&written).ok().map(|(_, name)| name)];
             for name in names.into_iter().flatten() {
                 prop_assert!(!name.is_empty() && name.len() <= MAX_IDENTIFIER_BYTES, "{:?}", name);
-            }
-            if prefix(&written).is_ok() {
-                let uuid = "123e4567-e89b-12d3-a456-426614174000";
-                prop_assert!(crate::tenant::database_name(&written, uuid).unwrap().len() <= MAX_IDENTIFIER_BYTES);
             }
         }
     }
@@ -128,17 +104,5 @@ mod tests {
         assert_eq!(name("a.b"), Ok("a.b".into()));
         assert!(name("\"a\"b").is_err());
         assert!(name("").is_err());
-    }
-
-    #[test]
-    fn a_prefix_leaves_room_for_the_uuid() {
-        for good in ["tenant_", "t", "a2_", &"a".repeat(27)] {
-            assert_eq!(prefix(good), Ok(()), "{good}");
-        }
-        for bad in ["", "_a", "2a", "Tenant_", "tenant-", "tenantd_x", "täglich", "a\"b", &"a".repeat(28)] {
-            assert!(prefix(bad).is_err(), "{bad}");
-        }
-        let longest = crate::tenant::database_name(&"a".repeat(27), "123e4567-e89b-12d3-a456-426614174000");
-        assert_eq!(longest.unwrap().len(), MAX_IDENTIFIER_BYTES);
     }
 }

@@ -108,7 +108,10 @@ impl Default for Signup {
 #[derive(Serialize, DeserializeDerive)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tenant {
-    pub(super) prefix: String,
+    pub(super) naming: String,
+    pub(super) prefix: Option<String>,
+    pub(super) hash: String,
+    pub(super) hash_digits: u32,
     pub(super) migrations: Option<PathBuf>,
     pub(super) owner: Option<String>,
     #[serde(rename = "use")]
@@ -125,7 +128,10 @@ pub(super) struct Tenant {
 impl Default for Tenant {
     fn default() -> Self {
         Tenant {
-            prefix: "tenant_".into(),
+            naming: "uuid".into(),
+            prefix: None,
+            hash: "md5".into(),
+            hash_digits: 10,
             migrations: None,
             owner: None,
             use_roles: Vec::new(),

@@ -17,7 +17,7 @@ use crate::registry::claim::Claim;
 use crate::registry::dropped::{Aside, Dropped};
 use crate::registry::events::What;
 use crate::registry::hand_over::grant_connect;
-use crate::tenant::{database_name, spare_name};
+use crate::tenant::spare_name;
 
 /// How long our own `pg_restore` may take to vanish from the database that it filled.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ async fn fill_and_exchange(
 ) -> Result<()> {
     let name = match &claim.name {
         Some(name) => name.clone(),
-        None => database_name(&config.tenant.prefix, &claim.key)?,
+        None => config.tenant.names.of(&claim.key)?,
     };
     let there = look(registry, claim, &name).await?;
     how.may_replace(claim, there.as_ref())?;

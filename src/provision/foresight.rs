@@ -6,7 +6,7 @@ use crate::isolation::{DatabaseIsolation, Isolation};
 use crate::plan::{Desired, Step, plan};
 use crate::registry::claim::Claim;
 use crate::registry::spares::Serving;
-use crate::tenant::{Marker, database_name};
+use crate::tenant::Marker;
 
 /// The steps from what the tenant is to the context's set, as [`reconcile`](super::reconcile) would take them now. `claim` may be a
 /// [glance](crate::registry::Registry::glance).
@@ -16,7 +16,7 @@ use crate::tenant::{Marker, database_name};
 pub async fn foresee(context: &Context, claim: &Claim) -> Result<Vec<Step>> {
     let name = match &claim.name {
         Some(name) => name.clone(),
-        None => database_name(&context.config.tenant.prefix, &claim.key)?,
+        None => context.config.tenant.names.of(&claim.key)?,
     };
     let (access, marker) = (context.access(), Marker::of(context.registry.id, &claim.key).to_string());
     let desired = Desired {

@@ -7,7 +7,7 @@ use super::step::timed;
 use super::{Context, Ended, Outcome};
 use crate::registry::claim::Claim;
 use crate::registry::hand_over::{Handed, Naming};
-use crate::tenant::{State, Work, database_name};
+use crate::tenant::{State, Work};
 
 /// So many tenants go in one transaction: more would make the others wait for the first.
 pub const AT_ONCE: usize = 50;
@@ -21,7 +21,7 @@ pub async fn hand_over(context: &Context, claims: Vec<Claim>) -> (Vec<Ended>, Ve
     let (fresh, mut left): (Vec<_>, Vec<_>) = claims.into_iter().partition(is_fresh);
     let name = |claim: &Claim| match &claim.name {
         Some(name) => Ok(name.clone()),
-        None => database_name(&context.config.tenant.prefix, &claim.key),
+        None => context.config.tenant.names.of(&claim.key),
     };
     let named: Vec<Naming<'_>> =
         fresh.iter().filter_map(|claim| Some(Naming { claim, name: name(claim).ok()? })).take(AT_ONCE).collect();

@@ -33,7 +33,7 @@ use crate::plan::{Desired, Step, plan};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Done};
 use crate::registry::spares::Serving;
-use crate::tenant::{Marker, database_name};
+use crate::tenant::Marker;
 
 /// Looks until nothing is left to do. A closed database takes one look to open and one for the inside; more is a loop.
 const LOOKS: usize = 4;
@@ -243,13 +243,21 @@ async fn work(
     result
 }
 
-/// The name of the tenant's database: given once, kept also when `tenant.prefix` changes.
+/// The name of the tenant's database: given once, kept also when the settings change that it was made by.
 async fn name(context: &Context, claim: &mut Claim) -> Result<String> {
     if let Some(name) = &claim.name {
         return Ok(name.clone());
     }
-    let name = database_name(&context.config.tenant.prefix, &claim.key)?;
-    claim.seen = Some(context.registry.give_name(claim, &name).await?);
+    let names = &context.config.tenant.names;
+    let name = names.of(&claim.key)?;
+    let given = context.registry.give_name(claim, &name).await.map_err(|error| match error.kind() {
+        Kind::BadKey => error.hint(names.advice()),
+        Kind::Locked if names.may_meet() => error
+            .with_kind(Kind::InUse)
+            .hint("another key that comes to this name signs up in a transaction that is still open"),
+        _ => error,
+    });
+    claim.seen = Some(given?);
     claim.name = Some(name.clone());
     reach(Point::Named).await;
     Ok(name)

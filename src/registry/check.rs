@@ -10,6 +10,7 @@ use super::lookup::Filter;
 use super::spares::STRAY;
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
+use crate::naming::Names;
 use crate::plan::Database;
 use crate::tenant::{Marker, RANDOM_PREFIX, State, Work};
 
@@ -72,10 +73,7 @@ from pg_database d left join pg_shdescription m on m.objoid = d.oid and m.classo
 where not exists (select from tenantd.tenant t where t.name = d.datname or t.database_oid = d.oid)
   and not exists (select from tenantd.template p where p.name = d.datname)
   and case when m.description = $1 || 'template' then true
-           when starts_with(d.datname, $3) then false
-           else starts_with(m.description, $1)
-                or starts_with(d.datname, $2)
-                   and substr(d.datname, length($2) + 1) ~ '^[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}$' end
+           else not starts_with(d.datname, $2) end
 order by 1";
 
 const DUPLICATES: &str = "
@@ -145,13 +143,12 @@ impl Registry {
         })
     }
 
-    /// Databases that bear this registry's marker, or are named as a tenant with `prefix` would be, and are in no row.
+    /// Databases that bear this registry's marker, or [look like](Names::look_like) tenants by their names, and are in no row.
     ///
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
-    pub async fn orphans(&self, prefix: &str) -> Result<Vec<Orphan>> {
-        let parameters: super::Parameters<'_> =
-            &[(&self.marks(), Type::TEXT), (&prefix, Type::TEXT), (&RANDOM_PREFIX, Type::TEXT)];
+    pub async fn orphans(&self, names: &Names) -> Result<Vec<Orphan>> {
+        let parameters: super::Parameters<'_> = &[(&self.marks(), Type::TEXT), (&RANDOM_PREFIX, Type::TEXT)];
         let rows = self.query(ORPHANS, parameters, || "look for databases without a tenant".to_owned()).await?;
         let read = |row| {
             Ok(Orphan {
@@ -161,7 +158,8 @@ impl Registry {
                 comment: field(row, "comment")?,
             })
         };
-        rows.iter().map(read).collect()
+        let orphans: Vec<Orphan> = rows.iter().map(read).collect::<Result<_>>()?;
+        Ok(orphans.into_iter().filter(|orphan| orphan.ours || names.look_like(&orphan.name)).collect())
     }
 
     /// Databases that say they are the same tenant, by name.

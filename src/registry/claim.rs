@@ -267,11 +267,11 @@ impl Registry {
                 ],
                 || format!("give the tenant the name {name:?}"),
             )
-            .await
-            .map_err(|error| match error.code() {
-                Some("23505") => Error::new(Kind::BadKey, format!("the name {name:?} belongs to another key")),
-                _ => error,
-            })?;
+            .await;
+        let named = match named {
+            Err(error) if error.code() == Some("23505") => return Err(self.name_taken(name).await),
+            named => named?,
+        };
         fenced(u64::try_from(named.len()).unwrap_or(0), claim)?;
         self.seen(&named[0])
     }

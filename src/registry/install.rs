@@ -64,7 +64,7 @@ impl Registry {
         // Behind a pooler the lock takes a session of its own.
         let more = if session.is_shared() { Some(server.connect(None, &worker.application_name).await?) } else { None };
         lock_installation(more.as_ref().unwrap_or(&session)).await?;
-        let table = signup::inspect(&session, &config.signup).await?;
+        let table = signup::inspect(&session, &config.signup, &config.tenant.names).await?;
         grants::check_roles(&session, config, &mut notes).await?;
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
@@ -107,7 +107,7 @@ impl Registry {
         })?;
         identity::check(&identity, embedded::main()?.newest_version())?;
         let (mut changes, mut notes) = (Vec::new(), Vec::new());
-        let table = signup::inspect(&session, &config.signup).await?;
+        let table = signup::inspect(&session, &config.signup, &config.tenant.names).await?;
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(more.as_ref().unwrap_or(&session)).await? && !is_newer(&session).await? {
@@ -326,7 +326,7 @@ async fn hold_users(
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    match signup::request_missing(client, table, &config.tenant.prefix).await {
+    match signup::request_missing(client, table, &config.tenant.names).await {
         Ok(missing) if missing.users > 0 => changes.push(format!("held {} users from before", missing.users)),
         Ok(_) => {}
         Err(error) if error.kind() == Kind::Rights => {
@@ -356,9 +356,9 @@ async fn count_held(client: &Client, config: &Config, notes: &mut Vec<String>) -
     let row = client
         .query_typed_one(
             "select count(*) as held,
-                    count(*) filter (where exists (select from pg_database d where d.datname = $1 || replace(t.key, '-', '_'))) as named
+                    count(*) filter (where exists (select from pg_database d where d.datname = tenantd.name_of(t.key, $1)::name)) as named
              from tenantd.tenant t where work = 'held' and state = 'requested'",
-            &[(&config.tenant.prefix, Type::TEXT)],
+            &[(&config.tenant.names.to_string(), Type::TEXT)],
         )
         .await
         .doing(|| "count the held users".to_owned())?;

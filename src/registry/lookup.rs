@@ -157,16 +157,17 @@ impl Registry {
     pub async fn find_any(&self, word: &str) -> Result<Option<String>> {
         let begins = if word.chars().count() < SHORTEST { None } else { Some(beginning(word)) };
         let sql = format!(
-            "select t.key, t.key = $1 or coalesce(t.name = $1, false) as whole from {TENANTS}
+            "select t.key, case when t.key = $1 then 2 when t.name = $1 then 1 else 0 end as whole from {TENANTS}
              where t.key = $1 or t.name = $1 or t.key like $2 or t.name like $2 order by 2 desc, 1 limit 4"
         );
         let rows = self
             .query(&sql, &[(&word, Type::TEXT), (&begins, Type::TEXT)], || format!("look for the tenant {word:?}"))
             .await?;
-        let found: Vec<(String, bool)> =
+        let found: Vec<(String, i32)> =
             rows.iter().map(|row| Ok((field(row, "key")?, field(row, "whole")?))).collect::<Result<_>>()?;
         match found.as_slice() {
-            [(key, true), (_, false), ..] | [(key, _)] => Ok(Some(key.clone())),
+            // One tenant's key may be another's name: a whole key always means its tenant, which could not be named otherwise.
+            [(key, 2), ..] | [(key, 1), (_, 0), ..] | [(key, _)] => Ok(Some(key.clone())),
             [] => Ok(None),
             several => {
                 let keys: Vec<&str> = several.iter().take(3).map(|(key, _)| key.as_str()).collect();

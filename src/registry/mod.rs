@@ -28,6 +28,7 @@ pub mod identity;
 pub mod install;
 pub mod locks;
 pub mod lookup;
+pub mod naming;
 pub mod parts;
 pub mod print;
 mod record;

@@ -22,11 +22,12 @@ const TABLES: &[&str] = &[
     "spares_at_hand",
     "tenants",
 ];
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 9] = [
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",
     "take_in()",
     "claim_due(uuid, bigint, text, double precision, bigint, bigint, bigint, bigint, text[])",
+    "name_of(text, text)",
     "name_spare(text, text, text, text)",
     "set_aside(text, text, text, text, text, double precision)",
     "hand_over_at_commit(text[], text, text)",

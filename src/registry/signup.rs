@@ -11,6 +11,7 @@ use super::field;
 use super::triggers::{Trigger, put_trigger, stands};
 use crate::config::{Config, Handover, Signup};
 use crate::error::{Error, Kind, Result};
+use crate::naming::{KeyType, Names};
 use crate::pg::{Doing, quote};
 
 /// The signup table as the catalogue knows it.
@@ -31,12 +32,13 @@ pub struct Table {
 /// Reads what the catalogue says of the signup table.
 ///
 /// # Errors
-/// [`Kind::Usage`] when the table or the column is missing or cannot serve; [`Kind::Rights`] when a right is missing.
-pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
+/// [`Kind::Usage`] when the table or the column is missing or cannot serve, or `names` has none for keys of its type; [`Kind::Rights`] when a right
+/// is missing.
+pub async fn inspect(client: &Client, signup: &Signup, names: &Names) -> Result<Table> {
     let name = format!("{}.{}", quote::identifier(&signup.schema), quote::identifier(&signup.table));
     let row = client
         .query_typed_opt(
-            "select c.oid, c.relkind::text as kind, format_type(a.atttypid, null) as type, t.typcategory::text as category,
+            "select c.oid, c.relkind::text as kind, format_type(a.atttypid, null) as type, format_type(t.oid, null) as base, t.typcategory::text as category,
                     has_schema_privilege(n.oid, 'usage') as may_enter, has_table_privilege(c.oid, 'trigger') as may_trigger,
                     a.attnum is not null and has_column_privilege(c.oid, a.attnum, 'select') as may_read,
                     row_security_active(c.oid) as rows_hidden, current_user::text as me,
@@ -48,7 +50,12 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
                           where not k.relispartition and k.relkind = 'r' order by 1) as children
              from pg_class c join pg_namespace n on n.oid = c.relnamespace
              left join pg_attribute a on a.attrelid = c.oid and a.attname = $3 and a.attnum > 0 and not a.attisdropped
-             left join pg_type t on t.oid = a.atttypid
+             left join lateral (
+                 with recursive base as (
+                     select b.oid, b.typbasetype from pg_type b where b.oid = a.atttypid
+                     union all select b.oid, b.typbasetype from base join pg_type b on b.oid = base.typbasetype)
+                 select oid from base where typbasetype = 0) b on true
+             left join pg_type t on t.oid = b.oid
              where n.nspname = $1 and c.relname = $2",
             &[(&signup.schema, Type::TEXT), (&signup.table, Type::TEXT), (&signup.id_column, Type::TEXT)],
         )
@@ -64,8 +71,16 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
         return Err(Error::usage(format!("{name} is no table, so no trigger can see its inserts"))
             .hint("signup.table must name the table that the application inserts into"));
     }
-    let (type_name, category): (Option<String>, Option<String>) = (field(&row, "type")?, field(&row, "category")?);
-    check_column(&name, &column, type_name.as_deref(), category.as_deref())?;
+    let type_name: Option<String> = field(&row, "type")?;
+    let type_name = type_name.ok_or_else(|| {
+        Error::usage(format!("the signup table {name} has no column {column}"))
+            .hint("signup.id_column names the column that identifies a signup")
+    })?;
+    let (base, category): (String, String) = (field(&row, "base")?, field(&row, "category")?);
+    key_type(&base, &category).and_then(|keys| names.fit(keys)).map_err(|reason| {
+        Error::usage(format!("column {column} of {name} is of type {type_name}, after which no tenant can be named"))
+            .hint(reason)
+    })?;
     let me = quote::identifier(&field::<String>(&row, "me")?);
     if !field::<bool>(&row, "may_enter")? {
         let schema = quote::identifier(&signup.schema);
@@ -85,19 +100,17 @@ pub async fn inspect(client: &Client, signup: &Signup) -> Result<Table> {
     Ok(Table { name, id: column, triggers_on, by_row, rows_hidden: field(&row, "rows_hidden")? })
 }
 
-fn check_column(name: &str, column: &str, kind: Option<&str>, category: Option<&str>) -> Result<()> {
-    let Some(kind) = kind else {
-        return Err(Error::usage(format!("the signup table {name} has no column {column}"))
-            .hint("signup.id_column names the column that identifies a signup"));
-    };
-    // Category S: text, varchar and their domains, whose values may be uuids; anything else could never name a tenant.
-    if kind != "uuid" && category != Some("S") {
-        return Err(Error::usage(format!(
-            "column {column} of {name} is of type {kind}; tenants are named after a uuid"
-        ))
-        .hint("signup.id_column must name a column of type uuid, or of text holding uuids"));
+/// What keys are of, by the column's type beneath any domain and the type's category. Others print as a session's settings have it, so that one
+/// user could have several keys.
+fn key_type(base: &str, category: &str) -> Result<KeyType, &'static str> {
+    match (base, category) {
+        ("uuid", _) => Ok(KeyType::Uuid),
+        ("smallint" | "integer" | "bigint", _) => Ok(KeyType::Integer),
+        (_, "S") => Ok(KeyType::Text),
+        _ => Err(
+            "signup.id_column must name a column of type uuid, text or varchar, smallint, integer or bigint, or a domain over one of these",
+        ),
     }
-    Ok(())
 }
 
 /// What the trigger function depends on.
@@ -114,9 +127,9 @@ pub struct Function<'a> {
 /// What the trigger needs to know to hand a spare over by itself.
 #[derive(Debug, Clone, Copy)]
 pub struct HandOver<'a> {
-    /// Begins the name of every tenant's database.
-    pub prefix: &'a str,
-    /// The role that owns them.
+    /// How tenants are named.
+    pub names: &'a Names,
+    /// The role that owns their databases.
     pub owner: &'a str,
 }
 
@@ -125,7 +138,7 @@ impl<'a> Function<'a> {
     #[must_use]
     pub fn of(config: &'a Config, id: &'a str, notify: bool) -> Self {
         let owner = config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user());
-        let hand_over = HandOver { prefix: &config.tenant.prefix, owner };
+        let hand_over = HandOver { names: &config.tenant.names, owner };
         let at_commit = config.signup.handover == Handover::Commit;
         Function { id, notify, hand_over: at_commit.then_some(hand_over) }
     }
@@ -136,9 +149,9 @@ impl<'a> Function<'a> {
         let ring = if self.notify { include_str!("sql/ring.sql") } else { "" };
         let (declare, write) = match self.hand_over {
             None => ("", filled(include_str!("sql/write_down.sql"), &[("id", self.id)])),
-            Some(HandOver { prefix, owner }) => {
-                let (prefix, owner) = (quote::literal(prefix), quote::literal(owner));
-                let values = [("id", self.id), ("prefix", prefix.as_str()), ("owner", owner.as_str())];
+            Some(HandOver { names, owner }) => {
+                let (naming, owner) = (quote::literal(&names.to_string()), quote::literal(owner));
+                let values = [("id", self.id), ("naming", naming.as_str()), ("owner", owner.as_str())];
                 ("    keys text[] := '{}';\n", filled(include_str!("sql/hand_over.sql"), &values))
             }
         };
@@ -275,19 +288,19 @@ pub struct Missing {
 /// # Errors
 /// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
 /// [`Kind::Usage`] when there is no such table any more.
-pub async fn request_missing(client: &Client, table: &Table, prefix: &str) -> Result<Missing> {
+pub async fn request_missing(client: &Client, table: &Table, names: &Names) -> Result<Missing> {
     let sql = format!(
         "with {} select (select count(*) from missing) as users, exists (select from held) as held",
         request_missing_sql(table)
     );
-    let asked = client.query_typed_one(&sql, &[(&prefix, Type::TEXT)]).await;
+    let asked = client.query_typed_one(&sql, &[(&names.to_string(), Type::TEXT)]).await;
     match asked.doing(|| format!("look for users of {} without a tenant", table.name)) {
         Ok(row) => Ok(Missing { users: field(&row, "users")?, held: field(&row, "held")? }),
         Err(error) => Err(why_unread(client, table, error).await),
     }
 }
 
-/// The parts of a statement, `missing` and `held`, that do what [`request_missing`] does; its first parameter is the prefix. Nobody missing,
+/// The parts of a statement, `missing` and `held`, that do what [`request_missing`] does; its first parameter says how tenants are named. Nobody missing,
 /// it writes nothing.
 ///
 /// A view in the table's place would run its maker's functions as us: only of a table can a sample be taken, and this one is all of it. A cast
@@ -298,7 +311,7 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
              insert into tenantd.tenant (key, work)
              select u.key, case when (select users_held_at from tenantd.registry) is null and not exists (
                      select from pg_database d, tenantd.registry r
-                     where d.datname = ($1 || replace(u.key, '-', '_'))::name and shobj_description(d.oid, 'pg_database')
+                     where d.datname = tenantd.name_of(u.key, $1)::name and shobj_description(d.oid, 'pg_database')
                          = format('tenantd %s %s', r.id, encode(sha256(convert_to(u.key, 'UTF8')), 'hex')))
                  then 'held' else 'due' end
              from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u
@@ -340,11 +353,13 @@ async fn why_unread(client: &Client, table: &Table, error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::naming::Rule;
 
     #[test]
     fn names_stay_as_they_are_whatever_they_look_like() {
         let (id, owner) = ("\"{owner}{ring}$tenantd$\"", "{id}'\\{write}");
-        let hand_over = Some(HandOver { prefix: "tenant_", owner });
+        let names = Names::new(Rule::Uuid, "tenant_", "app");
+        let hand_over = Some(HandOver { names: &names, owner });
         let body = Function { id, notify: true, hand_over }.body();
         assert!(body.contains(&format!("concat(new.{id})")) && body.contains(&quote::literal(owner)), "{body}");
         let sql = Function { id, notify: true, hand_over }.sql();

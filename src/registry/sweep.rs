@@ -15,6 +15,7 @@ use super::signup::{self, Table, request_missing_sql};
 use super::spares::{RELEASED, STRAY};
 use super::{Registry, field};
 use crate::error::{Error, Kind, Result};
+use crate::naming::Names;
 use crate::pg::Doing;
 
 /// What a tenant should be, as far as the main database shows it.
@@ -191,12 +192,12 @@ fn page_sql(among: &str) -> String {
 
 impl Registry {
     /// Inserts a row for each user without a tenant: what the trigger missed, due at once. Users from before, who could not be read until
-    /// now, are held. `prefix` begins the names of tenants' databases.
+    /// now, are held.
     ///
     /// # Errors
     /// The signup table cannot be read whole; see [`signup::request_missing`].
-    pub async fn request_missing(&self, table: &Table, prefix: &str) -> Result<signup::Missing> {
-        signup::request_missing(&*self.session().await?, table, prefix).await
+    pub async fn request_missing(&self, table: &Table, names: &Names) -> Result<signup::Missing> {
+        signup::request_missing(&*self.session().await?, table, names).await
     }
 
     /// Begins a sweep, in one query: inserts a row for each user of `table` without a tenant, as [`Registry::request_missing`] does, and
@@ -205,8 +206,9 @@ impl Registry {
     ///
     /// # Errors
     /// The main database cannot be reached, or `table` cannot be read: without it the rest can be had.
-    pub async fn begin_sweep(&self, table: Option<&Table>, prefix: &str, expected: &Expected) -> Result<Start> {
-        let rows = self.ask(&start_sql(table, &among(expected)), prefix, expected, &Cut::default(), "").await?;
+    pub async fn begin_sweep(&self, table: Option<&Table>, names: &Names, expected: &Expected) -> Result<Start> {
+        let (sql, naming) = (start_sql(table, &among(expected)), names.to_string());
+        let rows = self.ask(&sql, &naming, expected, &Cut::default(), "").await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
         let number = |name| field::<i64>(row, name).map(|number| usize::try_from(number).unwrap_or(0));
         let candidates = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<String>>("key"), Ok(None)));
@@ -233,11 +235,11 @@ impl Registry {
         self.ask(&page_sql(&among(expected)), "", expected, cut, after).await?.iter().map(candidate).collect()
     }
 
-    async fn ask(&self, sql: &str, prefix: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
+    async fn ask(&self, sql: &str, naming: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
         let page = i64::try_from(expected.page).unwrap_or(i64::MAX);
         let (verify_every, every) = (expected.verify_every.as_secs_f64(), expected.every.as_secs_f64());
         let ours: [(&(dyn ToSql + Sync), Type); BEHIND_OURS - 1] = [
-            (&prefix, Type::TEXT),
+            (&naming, Type::TEXT),
             (&expected.migration_set, Type::TEXT),
             (&expected.newer, Type::TEXT_ARRAY),
             (&expected.owner, Type::TEXT),

@@ -211,7 +211,7 @@ pub async fn sweep(
 /// The main database cannot be reached.
 pub async fn choose(context: &Context, run: &Run, mut tell: impl FnMut(Candidate)) -> Result<()> {
     let expected = asked(context, run);
-    let start = in_time(context.registry.begin_sweep(None, &context.config.tenant.prefix, &expected)).await?;
+    let start = in_time(context.registry.begin_sweep(None, &context.config.tenant.names, &expected)).await?;
     let mut page = start.candidates;
     while let Some(after) = page.last().map(|last| last.key.clone()) {
         page.into_iter().for_each(&mut tell);
@@ -282,20 +282,20 @@ async fn purge(context: &Context, run: &Run, report: &mut Report) -> Result<()> 
 
 /// Asks what there is to do: once, as long as nothing is found that changes the question.
 async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report) -> Result<(Start, Expected)> {
-    let prefix = &context.config.tenant.prefix;
+    let names = &context.config.tenant.names;
     let table = run.only.is_none().then_some(table);
     let mut expected = asked(context, run);
     // What was refused when this context was made may have been mended.
     if !context.relations.refused.is_empty() {
         expected.know(&relate(context).await?);
     }
-    let mut start = match in_time(context.registry.begin_sweep(table, prefix, &expected)).await {
+    let mut start = match in_time(context.registry.begin_sweep(table, names, &expected)).await {
         Ok(start) => start,
         // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry.
         Err(error) if error.code().is_some_and(|code| code.starts_with("42") || code == "0A000") => {
             let Some(table) = table else { return Err(error) };
             report.unread = unread(context, table).await?;
-            in_time(context.registry.begin_sweep(None, prefix, &expected)).await?
+            in_time(context.registry.begin_sweep(None, names, &expected)).await?
         }
         Err(error) => return Err(error),
     };
@@ -311,14 +311,14 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
         in_time(context.registry.take_all_in()).await?;
     }
     if start.unknown || start.signups || start.requested > 0 {
-        start = in_time(context.registry.begin_sweep(None, prefix, &expected)).await?;
+        start = in_time(context.registry.begin_sweep(None, names, &expected)).await?;
     }
     Ok((start, expected))
 }
 
 /// Why the signup table cannot be read, which keeps the sweep from nothing else.
 async fn unread(context: &Context, table: &Table) -> Result<Option<Error>> {
-    match in_time(context.registry.request_missing(table, &context.config.tenant.prefix)).await {
+    match in_time(context.registry.request_missing(table, &context.config.tenant.names)).await {
         Ok(_) => Ok(None),
         Err(error) if matches!(error.kind(), Kind::Rights | Kind::Usage) => Ok(Some(error)),
         Err(error) => Err(error),

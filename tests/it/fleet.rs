@@ -8,6 +8,7 @@ use serde_json::Value;
 use tenantd::config::{Config, Sources, load};
 use tenantd::error::Result;
 use tenantd::migrations::{MigrationSet, embedded, source};
+use tenantd::naming::Names;
 use tenantd::pg::{Server, Session};
 use tenantd::provision::{Context, Supply};
 use tenantd::registry::claim::Most;
@@ -73,6 +74,12 @@ impl Fleet {
     pub async fn with_folder_and(database: &TestDatabase, folder: &Path, more: &[(&str, &str)]) -> Fleet {
         let set = source::folder(folder).expect("a sound folder");
         Self::with_set(config(database, more), set).await.expect("install")
+    }
+
+    /// How its tenants are named.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.context.config.tenant.names
     }
 
     /// The registry.

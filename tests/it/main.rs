@@ -46,6 +46,7 @@ mod main_schema;
 mod manual;
 mod migrating;
 pub mod migrations;
+mod naming;
 mod new;
 mod notices;
 mod notifications;

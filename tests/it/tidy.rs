@@ -10,7 +10,7 @@ use source::{Source, files};
 
 /// The rows of the design: a file imports from its own row or one with a smaller number. A name is a file of src or a folder in it.
 const ROWS: [(&str, &[&str]); 7] = [
-    ("words", &["tenant", "error", "fail_points"]),
+    ("words", &["tenant", "naming", "error", "fail_points"]),
     ("rules", &["config", "retry", "plan", "migrations"]),
     ("postgres", &["tasks", "pg"]),
     ("records", &["registry"]),

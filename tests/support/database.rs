@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tenantd::naming::{Names, Rule};
 use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
@@ -97,7 +98,7 @@ impl TestDatabase {
     /// The name of the database of the tenant `key`.
     #[must_use]
     pub fn tenant_name(&self, key: &str) -> String {
-        tenantd::tenant::database_name(&self.prefix, key).expect("a uuid")
+        Names::new(Rule::Uuid, &self.prefix, &self.name).of(key).expect("a uuid")
     }
 
     /// What an operator writes as `main.url`: the role `tenantd`, verify-full.

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use uuid::Uuid;
-
 use super::Adopt;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::registry::Registry;
 use crate::registry::check::Orphan;
 use crate::registry::lookup::Filter;
-use crate::tenant::database_name;
+use crate::registry::naming::Namesake;
 
 /// A database that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +29,7 @@ pub(super) async fn candidates(registry: &Registry, config: &Config, arguments: 
         let rows = registry.tracked(table, name, key).await?;
         return Ok(rows.into_iter().map(|(key, name)| Candidate { key: Some(key), name }).collect());
     }
-    orphans(registry, &config.tenant.prefix).await
+    orphans(registry, config).await
 }
 
 /// With a name the key may be a new one; without, it is a tenant's whose database stands under its name.
@@ -56,16 +54,44 @@ async fn one(registry: &Registry, word: &str, name: Option<&str>) -> Result<Cand
     Ok(Candidate { key: Some(key), name })
 }
 
-/// Whose an orphan is says its name, or its marker and a row.
-async fn orphans(registry: &Registry, prefix: &str) -> Result<Vec<Candidate>> {
-    let orphans = registry.orphans(prefix).await?;
+/// Whose an orphan is says its marker and a row, or its name. Where neither does, it is the one user's or tenant's that it would be made for.
+async fn orphans(registry: &Registry, config: &Config) -> Result<Vec<Candidate>> {
+    let names = &config.tenant.names;
+    let orphans = registry.orphans(names).await?;
     let hashes: Vec<String> = orphans.iter().filter_map(hash).map(str::to_owned).collect();
     let marked: BTreeMap<String, String> = registry.keys_of_hashes(&hashes).await?.into_iter().collect();
-    let candidate = |orphan: &Orphan| {
+    let key = |orphan: &Orphan| {
         let by_marker = hash(orphan).and_then(|hash| marked.get(hash)).cloned();
-        Candidate { key: by_marker.or_else(|| key_of(prefix, &orphan.name)), name: orphan.name.clone() }
+        by_marker.or_else(|| names.key_of(&orphan.name))
     };
-    Ok(orphans.iter().map(candidate).collect())
+    let (told, mut untold): (Vec<_>, Vec<_>) =
+        orphans.into_iter().map(|orphan| (key(&orphan), orphan)).partition(|(key, _)| key.is_some());
+    if !untold.is_empty() {
+        let namesakes = namesakes(registry, config, &untold).await?;
+        for (key, orphan) in &mut untold {
+            *key = the_one(&namesakes, orphan);
+        }
+    }
+    let mut candidates: Vec<Candidate> =
+        told.into_iter().chain(untold).map(|(key, orphan)| Candidate { key, name: orphan.name }).collect();
+    candidates.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(candidates)
+}
+
+async fn namesakes(registry: &Registry, config: &Config, untold: &[(Option<String>, Orphan)]) -> Result<Vec<Namesake>> {
+    let names: Vec<String> = untold.iter().map(|(_, orphan)| orphan.name.clone()).collect();
+    let hashes: Vec<String> = untold.iter().filter_map(|(_, orphan)| hash(orphan)).map(str::to_owned).collect();
+    registry.namesakes(&config.signup, &config.tenant.names, &names, &hashes).await
+}
+
+/// The key of the only one that the orphan could belong to: by its marker where it bears ours, else by its name.
+fn the_one(namesakes: &[Namesake], orphan: &Orphan) -> Option<String> {
+    let mut fitting = namesakes.iter().filter(|namesake| match hash(orphan) {
+        Some(hash) => namesake.hash == hash,
+        None => namesake.name.as_ref() == Some(&orphan.name),
+    });
+    let one = fitting.next()?;
+    fitting.next().is_none().then(|| one.key.clone())
 }
 
 /// The hash of the key, where the database bears our marker.
@@ -73,24 +99,27 @@ fn hash(orphan: &Orphan) -> Option<&str> {
     orphan.comment.as_deref().filter(|_| orphan.ours)?.rsplit(' ').next()
 }
 
-/// The key that a tenant's database is named after.
-fn key_of(prefix: &str, name: &str) -> Option<String> {
-    let key = Uuid::try_parse(&name.strip_prefix(prefix)?.replace('_', "-")).ok()?.hyphenated().to_string();
-    (database_name(prefix, &key).ok()? == name).then_some(key)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_name_tells_the_key_that_it_was_made_of() {
-        let key = "123e4567-e89b-12d3-a456-426614174000";
-        let name = database_name("tenant_", key).unwrap();
-        assert_eq!(key_of("tenant_", &name), Some(key.to_owned()));
-        for other in ["tenant_123e4567e89b12d3a456426614174000", "123e4567_e89b_12d3_a456_426614174000", "tenant_copy"]
-        {
-            assert_eq!(key_of("tenant_", other), None, "{other}");
-        }
+    fn an_orphan_belongs_to_the_only_one_that_it_could() {
+        let namesake = |key: &str, name: &str, hash: &str| Namesake {
+            key: key.into(),
+            name: Some(name.into()),
+            hash: hash.into(),
+        };
+        let namesakes = [namesake("a", "x", "1"), namesake("b", "x", "2"), namesake("c", "y", "3")];
+        let orphan = |name: &str, comment: Option<&str>| Orphan {
+            name: name.into(),
+            oid: 1,
+            ours: comment.is_some(),
+            comment: comment.map(str::to_owned),
+        };
+        assert_eq!(the_one(&namesakes, &orphan("y", None)), Some("c".to_owned()));
+        assert_eq!(the_one(&namesakes, &orphan("x", None)), None, "two keys come to this name");
+        assert_eq!(the_one(&namesakes, &orphan("x", Some("tenantd id 2"))), Some("b".to_owned()));
+        assert_eq!(the_one(&namesakes, &orphan("y", Some("tenantd id 9"))), None, "the marker knows better");
     }
 }

@@ -59,8 +59,10 @@ pub(super) async fn plan(
 ) -> Result<Option<Plan>> {
     let name = &candidate.name;
     let key = candidate.key.clone().ok_or_else(|| {
-        Error::usage(format!("whose the database {name:?} is cannot be told from its name or marker"))
-            .hint(format!("`tenantd adopt KEY --database {name}` says it"))
+        Error::usage(format!(
+            "whose the database {name:?} is cannot be told from its name, its marker or the signup table"
+        ))
+        .hint(format!("`tenantd adopt KEY --database {name}` says it"))
     })?;
     // One that was deleted may come back so.
     let filter = Filter { keys: vec![key.clone()], states: State::ALL.to_vec(), ..Filter::default() };

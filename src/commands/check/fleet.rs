@@ -7,7 +7,7 @@ use crate::registry::check::Orphan;
 
 pub(super) async fn look(context: &Context) -> Result<Vec<Finding>> {
     let (registry, settings) = (&context.registry, &context.config.tenant);
-    let orphans = registry.orphans(&settings.prefix).await?;
+    let orphans = registry.orphans(&settings.names).await?;
     let mut found: Vec<Finding> = orphans.iter().map(orphan).collect();
     for names in registry.duplicates().await? {
         let text = format!("{} say that they are the same tenant", names.join(" and "));

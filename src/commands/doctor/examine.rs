@@ -158,7 +158,7 @@ impl Patient<'_> {
     }
 
     async fn signup(&self, session: &Session) -> Result<Diagnosis> {
-        Ok(match signup::inspect(session, &self.config.signup).await {
+        Ok(match signup::inspect(session, &self.config.signup, &self.config.tenant.names).await {
             Ok(table) if table.rows_hidden => Diagnosis::warning(
                 Check::Signup,
                 format!(

@@ -117,7 +117,8 @@ async fn migrate(
     tell: impl FnMut(Option<&Ended>, usize, usize),
 ) -> Result<Report> {
     if keys.is_empty() {
-        let table = signup::inspect(&*context.registry.session().await?, &given.config.signup).await?;
+        let (settings, names) = (&given.config.signup, &given.config.tenant.names);
+        let table = signup::inspect(&*context.registry.session().await?, settings, names).await?;
         return sweep(context, &table, &given.tasks, run, tell).await;
     }
     migrate_named(context, &given.tasks, run, keys, tell).await

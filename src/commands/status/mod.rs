@@ -132,7 +132,7 @@ impl<'a> Status<'a> {
 /// A table that cannot serve is something to show; a database that cannot be asked is a failure.
 async fn read_signup(registry: &Registry, config: &Config) -> Result<Result<Signup>> {
     let session = registry.session().await?;
-    let table = match signup::inspect(&session, &config.signup).await {
+    let table = match signup::inspect(&session, &config.signup, &config.tenant.names).await {
         Ok(table) => table,
         Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => return Ok(Err(error)),
         Err(error) => return Err(error),

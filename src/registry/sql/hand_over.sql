@@ -8,5 +8,5 @@
         -- At the signup's own commit, for as many as there are spares for; only the others ring.
         if written > 0 then
             perform set_config('lock_timeout', least(50, extract(epoch from current_setting('lock_timeout')::interval) * 1000)::int::text, true);
-            written := written - tenantd.hand_over_at_commit(keys, {prefix}, {owner});
+            written := written - tenantd.hand_over_at_commit(keys, {naming}, {owner});
         end if;
