@@ -11,6 +11,8 @@ mod burdens;
 mod catalogue;
 mod check;
 mod claims;
+pub mod conditions;
+mod conditions_changed;
 mod conflicts;
 mod connect;
 mod connecting;
