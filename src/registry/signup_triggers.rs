@@ -210,3 +210,39 @@ async fn take_away(
 fn taking(on: &str) -> impl FnOnce(Error) -> Error {
     move |error| error.context(format!("take the trigger {ON_UPDATE} on {on} away"))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Sources, load};
+
+    use super::*;
+
+    #[test]
+    fn each_trigger_is_one_line_that_calls_the_function() {
+        let config = load(&Sources::of([
+            ("PGHOST", "localhost"),
+            ("PGUSER", "tenantd"),
+            ("PGDATABASE", "app"),
+            ("TENANTD_SIGNUP__TABLE", "a.\"b.c\""),
+        ]))
+        .unwrap()
+        .config;
+        let plain = Table::ordinary(&config.signup, None);
+        let sql = |table: &Table| wanted(table).iter().map(|wanted| wanted.sql(false)).collect::<String>();
+        let insert = "create trigger tenantd_signup after insert on \"a\".\"b.c\"";
+        let call = "execute function tenantd.signup();\n";
+        assert_eq!(sql(&plain), format!("{insert} referencing new table as added for each statement {call}"));
+        assert_eq!(sql(&Table { by_row: true, ..plain.clone() }), format!("{insert} for each row {call}"));
+        let when = r#"{"written": "x", "columns": ["Paid", "x"], "new": "(new.x)", "made_true": "(new.x AND NOT old.x)", "means": []}"#;
+        let when = Table { when: serde_json::from_str(when).unwrap(), ..plain };
+        let update = "create trigger tenantd_signup_update after update of \"Paid\", \"x\" on \"a\".\"b.c\" for each row when ((new.x AND NOT old.x))";
+        assert_eq!(sql(&when), format!("{insert} for each row when ((new.x)) {call}{update} {call}"));
+        let never = Wanted { name: ON_UPDATE, on: "t", fires: Fires::Never("id") }.sql(true);
+        assert_eq!(
+            never,
+            format!(
+                "create or replace trigger tenantd_signup_update after update of \"id\" on t for each row when (false) {call}"
+            )
+        );
+    }
+}

@@ -40,6 +40,9 @@ const NODES: &[&str] = &[
 /// Functions of the server's own that fail for no value, besides those that it calls leakproof for just that.
 const NEVER_FAIL: &str = r#"^((enum|numeric|jsonb|array)_(eq|ne|lt|le|gt|ge)|(date|timestamp)_(eq|ne|lt|le|gt|ge)_(timestamp|date)|(text|bpchar)n?like|texticn?like|jsonb?_(object_field|array_element)(_text)?|jsonb_(exists(_any|_all)?|contains|contained|typeof)|array(contains|contained|overlap)|num_(non)?nulls|cardinality|starts_with|[lrb]trim)\(|^(lower|upper|length|char_length)\(text\)$|^"?numeric"?\((smallint|integer|bigint)\)$|^text\(character\)$"#;
 
+/// A LIKE fails for a pattern that ends in a lone backslash: so the pattern is a constant, or constants in a list, and ends in none.
+const LIKE_AT_RISK: &str = r"~~\*? (?!(ANY |ALL )?\(*(ARRAY\[)?')|~~.*\\'::";
+
 /// So many rows are tried before any trigger is put, for what no rule foresees.
 const TRIED: usize = 1000;
 
@@ -245,16 +248,25 @@ async fn checked(client: &Client, place: &str, name: &str, written: &str, column
                         array(select distinct coalesce('operator ' || (select min(o.oprname) from pg_operator o where o.oprcode = p.oid),
                                                        'function ' || p.oid::regprocedure, 'function ' || m[1])
                               from regexp_matches(i.indpred::text, ':(?:opfuncid|funcid) (\\d+)', 'g') m left join pg_proc p on p.oid = m[1]::oid
-                              where not coalesce(p.proleakproof or p.oid::regprocedure::text ~ $2, false) order by 1) as functions
+                              where not coalesce(p.proleakproof or p.oid::regprocedure::text ~ $2, false) order by 1) as functions,
+                        exists (select from regexp_matches(i.indpred::text, ':(?:opfuncid|funcid) (\\d+)[^{{}}]* :inputcollid 0 ', 'g') m
+                                join pg_proc p on p.oid = m[1]::oid join pg_type t on t.oid = any (p.proargtypes) and t.typcollation <> 0) as collations,
+                        pg_get_expr(i.indpred, i.indrelid) ~ $3 as patterns
                  from pg_index i where i.indexrelid = '{place}.when_checked'::regclass"
             ),
-            &[(&NODES, Type::TEXT_ARRAY), (&NEVER_FAIL, Type::TEXT)],
+            &[(&NODES, Type::TEXT_ARRAY), (&NEVER_FAIL, Type::TEXT), (&LIKE_AT_RISK, Type::TEXT)],
         )
         .await
         .doing(|| "see whether it could fail".to_owned())?;
     let mut risks: Vec<String> = field(&row, "functions")?;
     risks.extend(field::<Vec<String>>(&row, "nodes")?);
-    risks.extend(field::<bool>(&row, "whole")?.then(|| "the row as a whole".to_owned()));
+    for (column, risk) in [
+        ("whole", "the row as a whole"),
+        ("collations", "two collations that contradict each other"),
+        ("patterns", "LIKE with a pattern that is no constant or ends in a backslash"),
+    ] {
+        risks.extend(field::<bool>(&row, column)?.then(|| risk.to_owned()));
+    }
     if risks.is_empty() {
         return field(&row, "plain");
     }
