@@ -281,7 +281,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("main.url", old.main.describe() != new.main.describe()),
         (
             "signup.table, signup.id_column, signup.notify, signup.handover, signup.on_delete",
-            Signup { poll: old.signup.poll, backfill: old.signup.backfill, ..new.signup.clone() } != old.signup,
+            keeping(&new.signup, &old.signup) != old.signup,
         ),
         ("work.parallel", old.work.parallel != new.work.parallel),
         ("work.connections", old.work.connections != new.work.connections),
@@ -292,12 +292,16 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     keys
 }
 
+/// `signup` with what a reload changes from `reloaded`.
+fn keeping(signup: &Signup, reloaded: &Signup) -> Signup {
+    Signup { poll: reloaded.poll, backfill: reloaded.backfill, when: reloaded.when.clone(), ..signup.clone() }
+}
+
 /// Puts the old values of [`restart_needed`] into `new`: half of a setting in force would, say, put the trigger on another table, and sweeps
 /// would make a tenant of each of its rows.
 fn keep_until_restart(old: &Config, new: &mut Config) {
     new.main = old.main.clone();
-    let (poll, backfill) = (new.signup.poll, new.signup.backfill);
-    new.signup = Signup { poll, backfill, ..old.signup.clone() };
+    new.signup = keeping(&old.signup, &new.signup);
     (new.work.parallel, new.work.connections) = (old.work.parallel, old.work.connections);
     new.http = old.http;
     new.log.format = old.log.format;

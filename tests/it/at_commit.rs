@@ -298,3 +298,45 @@ async fn a_partitioned_table_too() {
     drop((app, client));
     database.finish().await;
 }
+
+/// Goal: the update that makes `signup.when` true hands a spare over as an insert does, a crowd takes a quarter of the pool and goes on without a look at it for
+/// each row, and nobody is lost. Method: one row, then a thousand in one update, with four spares.
+#[tokio::test]
+async fn an_update_that_makes_the_condition_true_is_handed_a_spare() {
+    let database = TestDatabase::new().await;
+    let setup =
+        "alter table public.users add column email_confirmed boolean; grant update, select on public.users to app;
+                 grant select (email_confirmed) on public.users to tenantd";
+    execute(&database, setup).await;
+    let program = program(&database, 4).setting("signup.when", "email_confirmed");
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let client = database.superuser().await;
+    until("the spares", SOON, async || at_hand(&client).await == 4).await;
+    assert!(daemon.terminate().await.success());
+    let key = database.sign_up("0").await;
+    for number in 1..=3 {
+        database.sign_up(&number.to_string()).await;
+    }
+    let app = database.app().await;
+    app.batch_execute("update public.users set email_confirmed = true where email = '0'").await.expect("confirm");
+    assert_eq!(row(&database, &key).await["state"], "ready", "at the very commit");
+    execute(&database, "insert into public.users (email) select 'crowd ' || n from generate_series(1, 1000) n").await;
+    let begin = Instant::now();
+    let crowd = "begin; update public.users set email_confirmed = true where email like 'crowd %'; rollback";
+    app.batch_execute(crowd).await.expect("confirm a crowd");
+    println!("1,000 rows confirmed in one update beside three spares: {:?}", begin.elapsed());
+    assert_eq!(at_hand(&client).await, 3);
+    execute(&database, "delete from public.users where email like 'crowd %'").await;
+    app.batch_execute("update public.users set email_confirmed = true").await.expect("confirm three");
+    assert_eq!(at_hand(&client).await, 2, "a quarter of three, and one at the least");
+    drop((client, app));
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let client = database.superuser().await;
+    let all = "select count(*) = 4 from tenantd.tenant where state = 'ready' and work = 'idle'";
+    until("one tenant each", SOON, async || client.query_one(all, &[]).await.expect("count").get::<_, bool>(0)).await;
+    assert!(daemon.terminate().await.success());
+    drop(client);
+    database.finish().await;
+}

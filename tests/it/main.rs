@@ -12,6 +12,8 @@ mod catalogue;
 mod check;
 mod claims;
 mod clocks;
+pub mod conditions;
+mod conditions_changed;
 mod conflicts;
 mod connect;
 mod connecting;
