@@ -347,7 +347,7 @@ pub(super) async fn check_rights(client: &Client, name: &str, id: &str, when: &W
 /// means what it did when it was checked. The table is locked against whoever would change its columns before they are looked at.
 ///
 /// # Errors
-/// [`Kind::Usage`] when the columns have changed: nothing was run. Those of `sql`.
+/// [`Kind::Usage`] when the columns have changed, or the condition cannot be asked any more: nothing was done. Those of `sql`.
 pub(super) async fn read(
     client: &mut Client,
     table: &Table,
@@ -369,7 +369,13 @@ pub(super) async fn read(
             .hint("the next look at the installation takes the condition anew, or says what is wrong with it")
             .context(doing()));
     }
-    let rows = transaction.query_typed(sql, parameters).await.doing(&doing)?;
+    let rows = transaction.query_typed(sql, parameters).await.doing(&doing).map_err(|error| match error.code() {
+        // A value of an enum that was renamed, say.
+        Some(code) if code.starts_with("22") => error
+            .with_kind(Kind::Usage)
+            .hint("signup.when cannot be asked of the rows any more; correct it, and reload tenantd"),
+        _ => error,
+    })?;
     transaction.commit().await.doing(&doing)?;
     Ok(rows)
 }

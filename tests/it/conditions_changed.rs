@@ -299,6 +299,32 @@ async fn names_that_change_their_meaning_run_nothing_as_tenantd() {
     }
 }
 
+/// Goal: where the condition cannot be asked any more, sweeps say so and do the rest, and signups go on by what the triggers hold. Method: the value of an enum
+/// that it names is renamed.
+#[tokio::test]
+async fn a_condition_that_cannot_be_asked_any_more_is_told() {
+    let database = new().await;
+    let app = database.app().await;
+    let column =
+        "create type public.plan as enum ('trial', 'paid'); alter table public.users add column plan public.plan;
+                  grant select (plan) on public.users to tenantd";
+    run(&app, column).await;
+    let fleet = install(&database, "plan = 'paid'").await;
+    run(&app, "alter type public.plan rename value 'paid' to 'pro'").await;
+    run(&app, "insert into public.users (email, plan) values ('a', 'pro'), ('b', 'trial')").await;
+    let report = fleet.sweep().await;
+    let unread = report.unread.expect("it was not read");
+    assert!(
+        unread.kind() == Kind::Usage && unread.chain().contains("paid") && unread.advice().is_some(),
+        "{}",
+        unread.chain()
+    );
+    assert_eq!((report.made, report.failures, warnings(&database).len()), (1, 0, 0));
+    fleet.close().await;
+    drop(app);
+    database.finish().await;
+}
+
 /// Goal: a right that sweeps lack to read the condition's columns is told with the statement that gives it. Method: one is revoked; the hint is run.
 #[tokio::test]
 async fn a_right_that_the_condition_needs_is_named() {
