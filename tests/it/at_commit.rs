@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::fleet::{enter, execute, oid, row};
+use crate::support::count::times;
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -222,16 +223,18 @@ async fn a_signup_left_open_holds_up_nobody() {
 }
 
 /// Goal: thirty-two at once each end with one tenant, by their commit or soon after, beside a daemon that fills the pool. Method: as many clients,
-/// each with four signups.
+/// each with two signups, or ten.
 #[tokio::test]
 async fn a_crowd_of_clients_ends_with_one_tenant_each() {
     let database = TestDatabase::new().await;
     let daemon = running(&database, 16).await;
+    let signups = times(2, 10);
+    let all = i64::try_from(32 * signups).expect("few");
     let clients = (0..32).map(|client| {
         let database = &database;
         async move {
             let app = database.app().await;
-            for number in 0..4 {
+            for number in 0..signups {
                 let insert = format!("insert into users (email) values ('{client}-{number}@example.org')");
                 app.batch_execute(&insert).await.expect("a signup never fails");
             }
@@ -240,11 +243,11 @@ async fn a_crowd_of_clients_ends_with_one_tenant_each() {
     futures_util::future::join_all(clients).await;
     let client = database.superuser().await;
     let ready = "select count(*) from tenantd.tenant where state = 'ready'";
-    until("all of them", SOON * 2, async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 128)
+    until("all of them", SOON * 2, async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == all)
         .await;
     let at_commit = "select count(*) from tenantd.tenant where attempt = 0";
     assert!(client.query_one(at_commit, &[]).await.expect("count").get::<_, i64>(0) > 0, "some at their commit");
-    assert_eq!(database.tenant_databases().await.len(), 128);
+    assert_eq!(database.tenant_databases().await.len(), 32 * signups);
     drop(client);
     assert!(daemon.terminate().await.success());
     database.finish().await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::fleet::write_migrations;
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
+use crate::support::process::Signal;
 use crate::support::server::TestServer;
 use crate::support::until::until;
 
@@ -65,12 +66,17 @@ async fn a_wrong_wall_clock_changes_nothing() {
         daemon.hang_up();
     }
     until("all are migrated", SOON, async || all_at(2).await).await;
+    // To the last line.
+    for daemon in &mut daemons {
+        daemon.signal(Signal::TERM);
+        assert!(daemon.ended(SOON).await.success());
+    }
     for message in ["\"tenant ready\"", "\"tenant migrated\""] {
         let said = |daemon: &Daemon| daemon.lines().iter().filter(|line| line.contains(message)).count();
         assert_eq!(daemons.iter().map(said).sum::<usize>(), 8, "each once: {message}");
     }
     for daemon in daemons {
-        assert!(daemon.terminate().await.success());
+        assert!(daemon.finish().await.success());
     }
     assert_eq!(database.tenant_databases().await.len(), 8);
     drop(client);
