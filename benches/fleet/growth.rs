@@ -62,14 +62,14 @@ async fn costs(stage: &Stage, tenants: usize, size: Size) -> Costs {
     let mut application = stage.application().await;
     let daemon = stage.daemon(&stage.with_spares(0, 0)).await;
     let command = Bare::new(stage).await;
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         let (waits, created) = round(stage, &mut application, &command, size.pick(3, 10)).await;
         cold.round(waits);
         bare.round(created);
     }
     drop(daemon);
     let daemon = stage.daemon(&stage.with_spares(16, 16)).await;
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         let mut keys = Vec::new();
         for _ in 0..size.pick(3, 10) {
             stage.spares(8).await;
