@@ -138,12 +138,7 @@ async fn inserted_true_or_made_true_is_a_signup() {
         fleet.context.registry.take_all_in().await.expect("take in");
         assert_eq!(one::<i64>(&admin, "select count(*) from tenantd.tenant").await, all + of_leaf, "h alone is new");
         run(&app, "delete from public.users where email = 'a'").await;
-        let missing = fleet
-            .context
-            .registry
-            .request_missing(&fleet.table, &fleet.context.config.tenant.names)
-            .await
-            .expect("look");
+        let missing = fleet.request_missing().await;
         assert_eq!((missing.users, warnings(&database).len()), (0, 0), "the sweep agrees");
         fleet.close().await;
         let again = install(&database, CONFIRMED).await;
@@ -308,12 +303,7 @@ async fn what_people_write_is_taken() {
             ),
         )
         .await;
-        let missing = fleet
-            .context
-            .registry
-            .request_missing(&fleet.table, &fleet.context.config.tenant.names)
-            .await
-            .expect("look");
+        let missing = fleet.request_missing().await;
         assert_eq!((missing.users, missing.held), (1, false), "{when}");
         assert_eq!(signed_up(&fleet, &admin).await, "a c d", "{when}");
         fleet.close().await;
@@ -345,8 +335,7 @@ async fn ten_thousand_confirmed_at_once() {
     run(&locker, "rollback").await;
     let confirmed: i64 = one(&admin, "select count(*) from public.users where email_confirmed").await;
     assert_eq!((written(&admin).await, warnings(&database).len()), (0, 1));
-    let missing =
-        fleet.context.registry.request_missing(&fleet.table, &fleet.context.config.tenant.names).await.expect("look");
+    let missing = fleet.request_missing().await;
     assert_eq!((missing.users, missing.held), (confirmed, false));
     fleet.close().await;
     drop((app, admin, locker));

@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Lets a daemon say what an outage makes it say.
 fn through_an_outage(daemon: Daemon) -> Daemon {
-    let said = [
+    daemon.allow_all(&[
         "tenantd cannot begin yet",
         "the registry cannot be read",
         "the doorbell is not heard",
@@ -31,8 +31,7 @@ fn through_an_outage(daemon: Daemon) -> Daemon {
         "left alone",
         "leases were not given back",
         "nothing could be reloaded yet",
-    ];
-    said.into_iter().fold(daemon, Daemon::allow)
+    ])
 }
 
 /// Goal: a database that is down at boot is waited for: the service counts as started, says why it waits, and goes on by itself within ten
@@ -251,20 +250,26 @@ async fn a_restart_of_the_server_loses_nothing() {
     }
 }
 
-/// A network falls silent, and speaks again.
-async fn silence(notify: &str) {
+/// A daemon that reaches its server through a proxy, at work and ready.
+pub(crate) async fn behind_a_proxy(notify: &str, allow: fn(Daemon) -> Daemon) -> (TestDatabase, Proxy, Pages, Daemon) {
     let database = TestDatabase::new().await;
     let proxy = Proxy::start(database.server().address()).await;
     let pages = Pages::reserve();
     let program = Program::for_database(&database)
         .setting("main.url", &proxy.url(&database.url(), database.server().address()))
         .setting("signup.notify", notify)
-        // A claim that was on its way when the network fell silent reaches the server in the end, and nobody knows of it.
+        // A claim that was on its way when the network fell silent may reach the server in the end, and nobody knows of it.
         .setting("work.lease", "6s")
         .setting("http.listen", &pages.listen());
-    let daemon = through_an_outage(program.start());
+    let daemon = allow(program.start());
     daemon.wait_for_line("tenantd is at work", SOON).await;
     until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    (database, proxy, pages, daemon)
+}
+
+/// A network falls silent, and speaks again.
+async fn silence(notify: &str) {
+    let (database, proxy, pages, daemon) = behind_a_proxy(notify, through_an_outage).await;
     proxy.set(Mode::Hold);
     let held = Instant::now();
     until("it is noticed", 2 * SOON, async || pages.ready_is(503, "main_database").await).await;

@@ -213,6 +213,12 @@ impl Daemon {
         self
     }
 
+    /// The same for several.
+    #[must_use]
+    pub fn allow_all(self, patterns: &[&str]) -> Self {
+        patterns.iter().fold(self, |daemon, pattern| daemon.allow(pattern))
+    }
+
     /// Asks it to end (SIGTERM), waits, and checks its log. Returns how it ended.
     ///
     /// # Panics
