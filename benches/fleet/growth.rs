@@ -22,7 +22,7 @@ struct Costs {
 /// Fills the server up in steps, and measures at each.
 pub(crate) async fn measure(size: Size) -> Results {
     let stage = Stage::set().await;
-    let sizes: &[usize] = size.pick(&[10, 30], &[100, 1_000, 3_000]);
+    let sizes: &[usize] = size.pick(&[8, 16], &[100, 1_000, 3_000]);
     let largest = *sizes.last().expect("some");
     if let Err(reason) = room_for(&stage, largest) {
         return Results {
