@@ -7,7 +7,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Most tests wait for a server or a daemon most of their time: more of them at once than there are cores.
-export RUST_TEST_THREADS ?= 3
+export RUST_TEST_THREADS ?= 4
 
 .PHONY: test test-long test-matrix chaos demo bench bench-quick needs
 

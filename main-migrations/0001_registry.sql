@@ -14,6 +14,8 @@ create table if not exists tenantd.registry (
     isolation text not null default 'database' check (isolation in ('database', 'schema')),
     -- The signup table; when another one takes its place, its users are held anew.
     signup_table text,
+    -- Which of its rows count as signups, and what the server made of that; null: each does. When it changes, the users whom it brings in are held.
+    signup_when jsonb,
     -- When the users from before the installation got their held rows; null: not yet.
     users_held_at timestamptz,
     -- The daemon that builds templates and makes spares, one at a time, and how long it may.
@@ -384,7 +386,7 @@ revoke all on function tenantd.hand_over(text[], bigint[], text, text[], text[],
 -- are ready by this very commit; the others go the ordinary way. Nothing here may fail the signup or make it wait longer than lock_timeout:
 -- * Only spares that nobody ever entered: a rename waits up to five seconds for whoever is in a database, autovacuum included.
 -- * A crowd goes the ordinary way, and one transaction takes a quarter of the pool at most: a long one must not hold all of it.
--- * After one failure no more is tried in the transaction.
+-- * After one failure, or when the quarter is taken, no more is tried in the transaction.
 create or replace function tenantd.hand_over_at_commit(keys text[], naming text, owner text) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -413,7 +415,11 @@ begin
                     raise exception using errcode = 'TD000';
                 exception when sqlstate 'TD000' then
                 end;
-                exit when (before + handed + 1) * 4 > left_over + before + handed;
+                if (before + handed + 1) * 4 > left_over + before + handed then
+                    -- For the rest of the transaction, too: where each row comes by itself the count would be taken for each.
+                    perform set_config('tenantd.hand_over_failed', 'on', true);
+                    exit;
+                end if;
             end if;
             select s.name into taken from tenantd.spare s join tenantd.spares_at_hand h on h.name = s.name
             where s.key is null and s.made_at is not null

@@ -122,6 +122,8 @@ impl Shared {
     /// The main database cannot be reached.
     pub async fn prepare(&self, registry: Registry, config: Arc<Config>, set: Arc<MigrationSet>) -> Result<Context> {
         let context = Context::prepare(self.server.clone(), registry, config, set, self.supply.clone()).await?;
+        // All that can fail comes before the first word: this is repeated until it succeeds.
+        let again = context.registry.retry_drifted().await?;
         tracing::info!(
             migrations = context.set.migrations().len(),
             source = context.set.source(),
@@ -145,7 +147,6 @@ impl Shared {
         if !relations.newer.is_empty() {
             tracing::warn!(sets = relations.newer.len(), "some tenants are newer than this tenantd and are left alone");
         }
-        let again = context.registry.retry_drifted().await?;
         if again > 0 {
             tracing::info!(tenants = again, "tenants that were parked for their migrations are tried again");
         }
@@ -223,14 +224,14 @@ impl Controller {
     ///
     /// # Errors
     /// The main database cannot be reached: the old ones stay in force.
-    pub async fn replace(&self, mut config: Config, set: MigrationSet) -> Result<()> {
+    pub async fn replace(&self, mut config: Config, set: Arc<MigrationSet>) -> Result<()> {
         let old = self.context.borrow().clone();
         let unchanged = restart_needed(&old.config, &config);
+        keep_until_restart(&old.config, &mut config);
+        let context = self.shared.prepare(old.registry.clone(), Arc::new(config), set).await?;
         if !unchanged.is_empty() {
             tracing::warn!(keys = unchanged.join(", "), "settings that changed take effect at the next start only");
         }
-        keep_until_restart(&old.config, &mut config);
-        let context = self.shared.prepare(old.registry.clone(), Arc::new(config), Arc::new(set)).await?;
         self.context.send_replace(Arc::new(context));
         self.sweep_now.notify_one();
         Ok(())
@@ -280,7 +281,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("main.url", old.main.describe() != new.main.describe()),
         (
             "signup.table, signup.id_column, signup.notify, signup.handover, signup.on_delete",
-            Signup { poll: old.signup.poll, backfill: old.signup.backfill, ..new.signup.clone() } != old.signup,
+            keeping(&new.signup, &old.signup) != old.signup,
         ),
         ("work.parallel", old.work.parallel != new.work.parallel),
         ("work.connections", old.work.connections != new.work.connections),
@@ -291,12 +292,16 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     keys
 }
 
+/// `signup` with what a reload changes from `reloaded`.
+fn keeping(signup: &Signup, reloaded: &Signup) -> Signup {
+    Signup { poll: reloaded.poll, backfill: reloaded.backfill, when: reloaded.when.clone(), ..signup.clone() }
+}
+
 /// Puts the old values of [`restart_needed`] into `new`: half of a setting in force would, say, put the trigger on another table, and sweeps
 /// would make a tenant of each of its rows.
 fn keep_until_restart(old: &Config, new: &mut Config) {
     new.main = old.main.clone();
-    let (poll, backfill) = (new.signup.poll, new.signup.backfill);
-    new.signup = Signup { poll, backfill, ..old.signup.clone() };
+    new.signup = keeping(&old.signup, &new.signup);
     (new.work.parallel, new.work.connections) = (old.work.parallel, old.work.connections);
     new.http = old.http;
     new.log.format = old.log.format;

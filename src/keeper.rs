@@ -164,9 +164,13 @@ impl Keeper {
         if !wait.is_zero() {
             return Ok(wait);
         }
-        memory.keeps = context.registry.keep(context.config.work.lease).await?;
+        let kept = std::mem::replace(&mut memory.keeps, context.registry.keep(context.config.work.lease).await?);
         if !memory.keeps {
             return Ok(ANOTHER_KEEPS);
+        }
+        if !kept {
+            // Whoever kept until a moment ago may have done this since we looked.
+            return Ok(Duration::ZERO);
         }
         Box::pin(self.act(context, action, memory)).await?;
         Ok(Duration::ZERO)

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -23,17 +23,25 @@ struct ServerFailures {
     first: Option<String>,
     /// Whether another met one too.
     several: bool,
+    /// When the last was met.
+    at: Option<Instant>,
 }
 
 impl ServerFailures {
     /// Counts one that `key` met. True for the first.
     fn add(&mut self, key: &str) -> bool {
         let first = self.count == 0;
+        self.at = Some(Instant::now());
         self.several |= self.first.get_or_insert_with(|| key.to_owned()) != key;
         if first || self.several {
             self.count = self.count.saturating_add(1);
         }
         first
+    }
+
+    /// Whether what succeeded after `took` was begun after the last failure, so that it says that the server works again.
+    fn are_over(&self, took: Duration) -> bool {
+        self.count > 0 && self.at.is_some_and(|at| at.elapsed() >= took)
     }
 }
 
@@ -145,12 +153,12 @@ impl Lanes {
     /// Counts and tells how the work on a tenant ended.
     pub(crate) fn ended(&self, ended: &Ended) {
         self.metrics.reconciled(ended);
-        self.tell(&ended.key, &ended.outcome);
+        self.tell(&ended.key, &ended.outcome, ended.took);
         notices::tell_made(&self.ready, ended);
     }
 
     /// Logs how the work ended, and counts failures of the server.
-    fn tell(&self, key: &str, outcome: &Outcome) {
+    fn tell(&self, key: &str, outcome: &Outcome, took: Duration) {
         if let Outcome::Server(error) = outcome {
             let first = self.failures().add(key);
             if first {
@@ -160,9 +168,12 @@ impl Lanes {
         }
         // A lease may be lost because the server does not answer.
         let says_nothing = matches!(outcome, Outcome::Left(error) if error.kind() == Kind::LeaseLost);
-        if !says_nothing && std::mem::take(&mut *self.failures()).count > 0 {
+        let mut failures = self.failures();
+        if !says_nothing && failures.are_over(took) {
+            *failures = ServerFailures::default();
             tracing::info!("the server works again");
         }
+        drop(failures);
         tell_outcome(key, outcome);
     }
 }
@@ -211,5 +222,13 @@ mod tests {
             counts.push((failures.add(key), failures.count));
         }
         assert_eq!(counts, [(true, 1), (false, 1), (false, 1), (false, 2), (false, 3), (false, 4)]);
+    }
+
+    #[test]
+    fn what_was_begun_before_a_failure_does_not_end_it() {
+        let mut failures = ServerFailures::default();
+        assert!(!failures.are_over(Duration::ZERO), "there is none");
+        failures.add("a");
+        assert!(failures.are_over(Duration::ZERO) && !failures.are_over(Duration::from_hours(1)));
     }
 }

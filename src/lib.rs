@@ -15,6 +15,8 @@
 //! The trigger writes a narrow row without an index, which is what costs a crowd of signups least. Every look of a daemon, and every sweep, first
 //! takes in what stands there: each becomes a row of `tenantd.tenant` (requested). The view `tenantd.tenants` shows both.
 //!
+//! Where `signup.when` is set, only a row that fulfils it is a signup, by its insert or by the update that makes it true ([`registry::when`]).
+//!
 //! Level-triggered: whatever wakes the daemon only says "look". The registry row is the truth. Signup, retry, sweep and `--sweep-once`
 //! are several ways in and one way through: [`provision::reconcile`], the only way a tenant ever changes.
 //!

@@ -111,7 +111,7 @@ impl Sweeper {
 
     /// The trigger may have gone with an old signup table, or a partition may be new.
     async fn mend_installation(&mut self, context: &Context) {
-        let mending = tokio::time::timeout(MENDED_WITHIN, context.registry.mend(&context.config)).await;
+        let mending = tokio::time::timeout(MENDED_WITHIN, Box::pin(context.registry.mend(&context.config))).await;
         let no_answer = || Error::new(Kind::Unreachable, format!("no answer within {MENDED_WITHIN:?}"));
         match mending.unwrap_or_else(|_| Err(no_answer())) {
             Ok(installed) => {

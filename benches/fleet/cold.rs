@@ -61,7 +61,7 @@ pub(crate) async fn measure(size: Size) -> Results {
     let mut application = stage.application().await;
     let bare = Bare::new(&stage).await;
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for _ in 0..size.pick(3, 10) {
+    for _ in 0..size.pick(2, 10) {
         let (waits, created) = round(&stage, &mut application, &bare, size.pick(6, 20)).await;
         ours.round(waits);
         theirs.round(created);

@@ -22,7 +22,7 @@ struct Costs {
 /// Fills the server up in steps, and measures at each.
 pub(crate) async fn measure(size: Size) -> Results {
     let stage = Stage::set().await;
-    let sizes: &[usize] = size.pick(&[10, 30], &[100, 1_000, 3_000]);
+    let sizes: &[usize] = size.pick(&[8, 16], &[100, 1_000, 3_000]);
     let largest = *sizes.last().expect("some");
     if let Err(reason) = room_for(&stage, largest) {
         return Results {
@@ -62,14 +62,14 @@ async fn costs(stage: &Stage, tenants: usize, size: Size) -> Costs {
     let mut application = stage.application().await;
     let daemon = stage.daemon(&stage.with_spares(0, 0)).await;
     let command = Bare::new(stage).await;
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         let (waits, created) = round(stage, &mut application, &command, size.pick(3, 10)).await;
         cold.round(waits);
         bare.round(created);
     }
     drop(daemon);
     let daemon = stage.daemon(&stage.with_spares(16, 16)).await;
-    for _ in 0..size.pick(2, 5) {
+    for _ in 0..size.pick(1, 5) {
         let mut keys = Vec::new();
         for _ in 0..size.pick(3, 10) {
             stage.spares(8).await;

@@ -58,7 +58,7 @@ pub(crate) async fn measure(size: Size) -> Results {
 async fn sweeps(stage: &Stage, size: Size) -> Vec<Measure> {
     let client = stage.database.tenantd().await;
     let (mut ours, mut query, mut process) = (Samples::default(), Samples::default(), Samples::default());
-    for _ in 0..size.pick(5, 30) {
+    for _ in 0..size.pick(3, 30) {
         let began = Instant::now();
         let output = stage.tenantd(&stage.program, &["--sweep-once", "--json"]).await;
         process.add(milliseconds(began.elapsed()));

@@ -102,7 +102,7 @@ fn sql(name: &str) -> String {
 
 /// One migration over a fleet near by, and over one behind a delay.
 pub(crate) async fn measure(size: Size) -> Results {
-    let mut measures = near(size.pick(48, 200), size.pick(2, 5)).await;
+    let mut measures = near(size.pick(40, 200), size.pick(2, 5)).await;
     if let Some(number) = size.pick(None, Some(2000)) {
         measures.extend(near(number, 3).await);
     }

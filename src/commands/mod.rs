@@ -21,6 +21,7 @@ pub mod output;
 pub mod progress;
 pub mod psql;
 pub mod release_lock;
+mod reload;
 pub mod report;
 pub mod reset;
 pub mod restore;

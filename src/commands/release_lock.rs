@@ -9,7 +9,7 @@ use super::given::Given;
 use super::{ExitStatus, output};
 use crate::error::Result;
 use crate::registry::Registry;
-use crate::registry::locks::{Lease, Lock};
+use crate::registry::locks::{Held, Lease, Lock};
 
 /// `tenantd release-lock`
 #[derive(Debug, Args)]
@@ -55,7 +55,7 @@ pub async fn run(given: &Given, arguments: &ReleaseLock, out: &mut impl Write) -
     let leases: Vec<(&Lease, &str)> = leases.iter().map(|lease| (lease, of_lease(lease))).collect();
     if given.json {
         let lease = |(lease, fate): &(&Lease, &str)| {
-            json!({ "key": lease.key, "worker": lease.worker, "attempt": lease.attempt, "lasts_seconds": lease.lasts.as_secs_f64(),
+            json!({ "what": what(lease), "key": lease.held.key(), "worker": lease.worker, "attempt": lease.attempt, "lasts_seconds": lease.lasts.as_secs_f64(),
                     "alive": lease.alive, "freed": *fate == "freed" })
         };
         let lock = |lock: &Lock| json!({ "what": lock.what, "key": lock.key, "holder": lock.holder, "pid": lock.pid, "broken": broken.contains(&lock.what) });
@@ -81,9 +81,17 @@ pub async fn run(given: &Given, arguments: &ReleaseLock, out: &mut impl Write) -
 }
 
 fn row_of_lease(lease: &Lease, fate: &str) -> Vec<String> {
-    let held = lease.key.clone().unwrap_or_else(|| "templates and spares".to_owned());
+    let held = lease.held.to_string();
     let process = if lease.alive { "lives" } else { "gone" };
     vec![held, lease.worker.clone(), process.to_owned(), output::duration(lease.lasts), fate.to_owned()]
+}
+
+/// What a lease is on, for scripts.
+fn what(lease: &Lease) -> String {
+    match &lease.held {
+        Held::Tenant(_) => "tenant".to_owned(),
+        held => held.to_string(),
+    }
 }
 
 /// Ends the sessions that migrate the tenant, by force only: a lock ends with its session, and that with its process. Returns what was locked.

@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use super::{ExitStatus, migration_set, worker};
-use crate::conditions::{Conditions, DRAINING, MIGRATION_SET};
-use crate::config::{Config, Loaded, Sources, load};
+use super::reload::Reloading;
+use super::{ExitStatus, worker};
+use crate::conditions::{Conditions, DRAINING};
+use crate::config::{Config, Loaded, Sources};
 use crate::controller::{Controller, Shared};
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::heartbeat::Heartbeats;
 use crate::http::{self, HttpState};
 use crate::migrations::MigrationSet;
@@ -67,21 +68,9 @@ pub async fn run(sources: Sources, loaded: Loaded, set: MigrationSet, log: LogLe
         () = shared.stop.cancelled() => None,
     };
     if let Some(controller) = &controller {
-        let reloading = async {
-            loop {
-                requests.reload().await;
-                let mut failures = 0;
-                while !reload(&sources, controller, &shared, &log).await {
-                    failures += 1;
-                    tokio::select! {
-                        () = requests.reload() => {}
-                        () = tokio::time::sleep(WAIT.delay(failures)) => {}
-                    }
-                }
-            }
-        };
+        let reloading = Reloading { sources: &sources, controller, shared: &shared, log: &log };
         tokio::select! {
-            () = reloading => {}
+            () = reloading.run(&requests) => {}
             () = shared.stop.cancelled() => {}
         }
     }
@@ -128,7 +117,10 @@ async fn begin(
     let context = loop {
         match shared.prepare(registry.clone(), Arc::clone(config), Arc::clone(&set)).await {
             Ok(context) => break context,
-            Err(error) => tracing::warn!(error = error.chain(), "the registry cannot be read; tried again"),
+            Err(error) if failures == 0 => {
+                tracing::warn!(error = error.chain(), "the registry cannot be read; tried again");
+            }
+            Err(error) => tracing::debug!(error = error.chain(), failures, "the registry still cannot be read"),
         }
         failures += 1;
         tokio::time::sleep(WAIT.delay(failures)).await;
@@ -139,47 +131,7 @@ async fn begin(
     Ok(controller)
 }
 
-/// Reads settings and migrations again, all or nothing: what does not load leaves the last good ones in force. Returns whether that is all:
-/// false where the server failed, so that the same is to be tried again.
-async fn reload(sources: &Sources, controller: &Controller, shared: &Shared, log: &LogLevel) -> bool {
-    systemd::reloading();
-    let reloaded = async {
-        let config = load(sources)?.config;
-        let set = migration_set(&config).inspect_err(|error| {
-            shared.conditions.set(MIGRATION_SET, error.chain());
-        })?;
-        log.set(&config.log.level)?;
-        controller.replace(config, set).await
-    };
-    let reloaded = reloaded.await;
-    shared.metrics.reloaded(reloaded.is_ok());
-    let done = match reloaded {
-        Ok(()) => {
-            tracing::info!("settings and migrations reloaded");
-            true
-        }
-        Err(error) if error.class() == Class::Server => {
-            tracing::warn!(
-                error = error.chain(),
-                hint = error.advice(),
-                "nothing could be reloaded yet, and is tried again; the last good settings and migrations stay in force"
-            );
-            false
-        }
-        Err(error) => {
-            tracing::error!(
-                error = error.chain(),
-                hint = error.advice(),
-                "nothing was reloaded; the last good settings and migrations stay in force"
-            );
-            true
-        }
-    };
-    tell_systemd(shared);
-    done
-}
-
-fn tell_systemd(shared: &Shared) {
+pub(super) fn tell_systemd(shared: &Shared) {
     systemd::ready(&systemd::status_line(&shared.conditions.unmet(), STATUS));
 }
 

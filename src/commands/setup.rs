@@ -13,7 +13,8 @@ use crate::migrations::MigrationSet;
 use crate::pg::Server;
 use crate::registry::identity::Moved;
 use crate::registry::install::{Installed, Removed, Wishes};
-use crate::registry::{Registry, print as printed, signup};
+use crate::registry::signup::{self, Table};
+use crate::registry::{Registry, print as printed, when};
 
 /// Installs and says what was done and what a person should know.
 ///
@@ -62,8 +63,9 @@ fn print(installed: &Installed, set: &MigrationSet, out: &mut impl Write) -> Res
         text.push_str("nothing to install: all is as it should be\n");
     }
     text.push_str(&format!(
-        "signups into {} {}; tenant migrations: {} from {}\n",
+        "signups into {}{} {}; tenant migrations: {} from {}\n",
         installed.table.name,
+        installed.table.when.as_ref().map(|when| format!(" with {}", output::line(&when.written))).unwrap_or_default(),
         if installed.notify { "ring the doorbell" } else { "are polled for" },
         set.migrations().len(),
         set.source()
@@ -74,10 +76,19 @@ fn print(installed: &Installed, set: &MigrationSet, out: &mut impl Write) -> Res
     output::text(out, &text)
 }
 
-/// Without a connection the signup table is taken for an ordinary one.
+/// Without a connection the signup table is taken for an ordinary one, and so is one that we may not use yet.
 async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     let table = match server.connect(None, "tenantd:setup").await {
-        Ok(session) => signup::inspect(&session, &config.signup, &config.tenant.names).await.ok(),
+        Ok(session) => match signup::inspect(&session, &config.signup, &config.tenant.names).await {
+            Ok(table) => Some(table),
+            Err(_) if config.signup.when.is_none() => None,
+            // What is wrong with the condition is said; rights are what the script is there for.
+            Err(_) => {
+                let ordinary = Table::ordinary(&config.signup, None);
+                let when = when::of(&session, &ordinary.name, &config.signup).await?;
+                Some(Table { when, ..ordinary })
+            }
+        },
         Err(_) => None,
     };
     let sql = printed::sql(config, table.as_ref(), config.signup.notify.unwrap_or(true))?;

@@ -46,6 +46,8 @@ const STRATEGIES: [(&str, Strategy); 3] =
 const ISOLATIONS: [(&str, Isolation); 2] = [("database", Isolation::Database), ("schema", Isolation::Schema)];
 const ON_DELETE: [(&str, OnDelete); 2] = [("keep", OnDelete::Keep), ("drop", OnDelete::Drop)];
 const HANDOVERS: [(&str, Handover); 2] = [("daemon", Handover::Daemon), ("commit", Handover::Commit)];
+/// Whoever needs a longer one is better served by a column of the table's own.
+const LONGEST_CONDITION: usize = 4000;
 /// Each is a database of some megabytes.
 const MOST_SPARES: u32 = 1000;
 
@@ -178,6 +180,7 @@ impl Check<'_> {
             schema,
             table,
             id_column: self.name("signup.id_column", &raw.id_column),
+            when: raw.when.as_deref().map(|when| self.condition("signup.when", when)),
             notify: raw.notify,
             poll: self.duration("signup.poll", &raw.poll, Duration::from_millis(10)),
             handover: self.word("signup.handover", &raw.handover, &HANDOVERS),
@@ -304,6 +307,18 @@ impl Check<'_> {
         if text == Some("") {
             self.refuse(key, "empty: leave it out, or give it a value");
         }
+    }
+
+    /// What it means only the server can tell.
+    fn condition(&mut self, key: &str, written: &str) -> String {
+        let condition = written.trim();
+        self.filled(key, Some(condition));
+        if condition.len() > LONGEST_CONDITION {
+            self.refuse(key, format!("too long: at most {LONGEST_CONDITION} bytes"));
+        } else if condition.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+            self.refuse(key, "it holds control characters");
+        }
+        condition.to_owned()
     }
 
     fn path(&mut self, key: &str, path: Option<&PathBuf>) {

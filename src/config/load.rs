@@ -311,6 +311,32 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_is_taken_as_it_is_written_or_refused() {
+        let load = |when: &str| Place::new().variable("TENANTD_SIGNUP__WHEN", when);
+        for (written, meant) in [
+            ("email_confirmed", "email_confirmed"),
+            (
+                " status = 'paid'\n  and deleted_at is null -- gone\n",
+                "status = 'paid'\n  and deleted_at is null -- gone",
+            ),
+            ("true", "true"),
+        ] {
+            assert_eq!(load(written).load().unwrap().config.signup.when.as_deref(), Some(meant));
+        }
+        assert_eq!(Place::new().load().unwrap().config.signup.when, None);
+        let long = "a".repeat(4001);
+        for (written, reason) in
+            [(" ", "empty"), ("a = '\u{7}'", "control characters"), (long.as_str(), "too long: at most 4000 bytes")]
+        {
+            let refusal = load(written).refusal();
+            assert!(
+                refusal.contains("signup.when (variable TENANTD_SIGNUP__WHEN)") && refusal.contains(reason),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
     fn an_env_file_is_read_as_teams_write_it() {
         let from = Place::new().env_file(
             "\u{feff}# the app's\nexport TENANTD_WORK__PARALLEL=7 # seven\nTENANTD_TENANT__OWNER='we $HOME'\nOTHER=x\n",

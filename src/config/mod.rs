@@ -74,6 +74,8 @@ pub struct Signup {
     pub table: String,
     /// The column whose value, as text, is the tenant's key.
     pub id_column: String,
+    /// The condition, as SQL over the table's columns, under which a row counts as a signup; `None`: each does. Nobody has parsed it.
+    pub when: Option<String>,
     /// Whether signups may ring; `None`: decided from the server's `max_prepared_transactions`.
     pub notify: Option<bool>,
     /// The slow poll that is always on.

@@ -84,6 +84,7 @@ impl Default for Main {
 pub(super) struct Signup {
     pub(super) table: String,
     pub(super) id_column: String,
+    pub(super) when: Option<String>,
     pub(super) notify: Option<bool>,
     pub(super) poll: Interval,
     pub(super) handover: String,
@@ -96,6 +97,7 @@ impl Default for Signup {
         Signup {
             table: "public.users".into(),
             id_column: "id".into(),
+            when: None,
             notify: None,
             poll: Interval::built_in("2s"),
             handover: "daemon".into(),

@@ -2,6 +2,7 @@
 //!
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
+use super::entry::enter;
 use super::{Isolation, executor, fresh_look, roles_that_enter};
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -71,36 +72,9 @@ impl<'a> DatabaseIsolation<'a> {
 
     async fn session(&mut self, claim: &Claim, name: &str) -> Result<&mut Session> {
         if self.inside.is_none() {
-            let application_name = format!("tenantd:{}", claim.key);
-            match self.server.connect(Some(name), &application_name).await {
-                Ok(session) => self.inside = Some(session),
-                Err(error) => {
-                    let error = error.context(format!("connect to database {name:?}"));
-                    return Err(self.blame(error, &application_name).await);
-                }
-            }
+            self.inside = Some(enter(self.server, name, &format!("tenantd:{}", claim.key)).await?);
         }
         Ok(self.inside.as_mut().expect("connected above"))
-    }
-
-    /// Whose failure it is that the server refused a connection to the tenant: the tenant's alone, if the main database takes one.
-    ///
-    /// Without this, one database with its CONNECTION LIMIT reached would look like a server that is full, and make all others wait.
-    async fn blame(&self, error: Error, application_name: &str) -> Error {
-        let refused = matches!(
-            error.kind(),
-            Kind::TooManyConnections | Kind::Shortage | Kind::Login | Kind::Rights | Kind::ReadOnly | Kind::Tls
-        );
-        if !refused {
-            return error;
-        }
-        match self.server.connect(None, application_name).await {
-            Ok(session) => {
-                session.close().await;
-                error.with_kind(Kind::Refused)
-            }
-            Err(_) => error,
-        }
     }
 
     /// Gets a database under a random name: a spare at hand, or a clone made on demand.

@@ -2,6 +2,7 @@
 
 mod any;
 pub mod database;
+mod entry;
 pub mod schema;
 
 use std::future::Future;

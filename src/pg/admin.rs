@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::{Doing, quote};
 use crate::config::Strategy;
@@ -18,9 +19,31 @@ const BYTES_A_SECOND: i64 = 10_000_000;
 /// From this size on a copy of the files costs the server less than writing every block to its log.
 const LARGE: i64 = 256 * 1024 * 1024;
 
+/// What templates are made of: the server's own.
+const SERVERS_OWN: &str = "template0";
+
+/// What to do where it cannot be copied: its collations are of another version than the machine's, which are new.
+const REFRESH: &str = "as an administrator: alter database template0 refresh collation version (it holds no data); tenantd doctor names the other databases";
+
 /// The first server that copies by its log without known faults: before, a template that had changed was copied wrong, and a base backup
 /// taken meanwhile could not be restored.
 const SOUND_WAL_LOG: i32 = 150_006;
+
+/// Whether the database `name` has a CONNECTION LIMIT and as many sessions: false where it has none, or is gone.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn is_full(client: &Client, name: &str) -> Result<bool> {
+    let doing = || format!("count the sessions in the database {name:?}");
+    let row = client
+        .query_typed_opt(
+            "select datconnlimit >= 0 and pg_stat_get_db_numbackends(oid) >= datconnlimit as \"full\" from pg_database where datname = $1",
+            &[(&name, Type::TEXT)],
+        )
+        .await
+        .doing(doing)?;
+    row.map_or(Ok(false), |row| row.try_get("full")).doing(doing)
+}
 
 /// A database to be made.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +118,10 @@ pub async fn create_database(client: &Client, create: &Create<'_>, then: &str) -
                 error.hint("as an administrator: alter role … createdb, and make it a member of tenant.owner")
             }
             _ if of_template => {
-                error.with_kind(Kind::Template).context(format!("clone the template {:?}", create.template))
+                let servers_own = create.template == SERVERS_OWN && error.code() == Some("XX000");
+                let error =
+                    error.with_kind(Kind::Template).context(format!("clone the template {:?}", create.template));
+                if servers_own { error.hint(REFRESH) } else { error }
             }
             _ => error,
         }

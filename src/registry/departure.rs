@@ -121,9 +121,9 @@ async fn let_owner_add_partitions(client: &Client, table: &Table) -> Result<()> 
 /// # Errors
 /// The catalogue could not be read.
 pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
-    let ours = "t.tgfoid = to_regprocedure('tenantd.departure()') and t.tgtype = case when $2 then 9 else 8 end
-                and t.tgoldtable is not distinct from case when $2 then null else 'removed' end";
-    stands(client, on, by_row, "tenantd_departure", ours).await
+    let ours = "t.tgfoid = to_regprocedure('tenantd.departure()') and t.tgtype = case when $3 then 9 else 8 end
+                and t.tgoldtable is not distinct from case when $3 then null else 'removed' end";
+    stands(client, on, "tenantd_departure", ours, &[(&by_row, Type::BOOL)]).await
 }
 
 impl Registry {

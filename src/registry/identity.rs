@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::claim::damaged;
+use super::signup::Table;
 use super::{field, triggers};
 use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
@@ -67,19 +68,47 @@ pub async fn read(client: &Client) -> Result<Option<Identity>> {
     .transpose()
 }
 
-/// Records which table signups come from. True when another one than before: the users in it are from before, and to be held.
+/// What signups came from before, compared with now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The same table, by the same condition.
+    Same,
+    /// Another table, or none.
+    AnotherTable,
+    /// The same table, by another condition.
+    AnotherCondition,
+}
+
+/// Records which table signups come from, and by which condition. When another one than before, the users in it that have no tenant are from before,
+/// and to be held.
 ///
 /// # Errors
 /// The registry cannot be written.
-pub async fn point_at(client: &Client, table: &str) -> Result<bool> {
-    let pointed = client
-        .execute_typed(
-            "update tenantd.registry set signup_table = $1, users_held_at = null where signup_table is distinct from $1",
-            &[(&table, Type::TEXT)],
+pub async fn point_at(client: &Client, table: &Table) -> Result<Source> {
+    let doing = || format!("record that signups come from {}", table.name);
+    let when = table.when.as_ref().map(serde_json::to_string).transpose();
+    let when = when.map_err(|error| Error::new(Kind::Other, doing()).because(error))?;
+    let row = client
+        .query_typed_opt(
+            "with before as (
+                 select signup_table is distinct from $1 as another_table,
+                        signup_when ->> 'written' is distinct from $2::text::jsonb ->> 'written' as another_condition
+                 from tenantd.registry
+             )
+             update tenantd.registry set signup_table = $1, signup_when = $2::text::jsonb,
+                 users_held_at = case when not another_table and not another_condition then users_held_at end
+             from before where another_table or signup_when is distinct from $2::text::jsonb
+             returning another_table, another_condition",
+            &[(&table.name, Type::TEXT), (&when, Type::TEXT)],
         )
         .await
-        .doing(|| format!("record that signups come from {table}"))?;
-    Ok(pointed > 0)
+        .doing(doing)?;
+    let Some(row) = row else { return Ok(Source::Same) };
+    Ok(match (field(&row, "another_table")?, field(&row, "another_condition")?) {
+        (true, _) => Source::AnotherTable,
+        (_, true) => Source::AnotherCondition,
+        _ => Source::Same,
+    })
 }
 
 /// Checks that this tenantd, whose newest registry migration is `carried`, may work with the registry.

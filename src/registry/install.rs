@@ -3,10 +3,9 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::identity::{self, Identity, Moved};
+use super::identity::{self, Identity, Moved, Source};
 use super::signup::{self, Function, Table};
-use super::triggers::{self, Trigger};
-use super::{Registry, Worker, departure, field, grants, locks, parts, schema};
+use super::{Registry, Worker, departure, field, grants, locks, parts, schema, signup_triggers, triggers};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
@@ -64,27 +63,23 @@ impl Registry {
         // Behind a pooler the lock takes a session of its own.
         let more = if session.is_shared() { Some(server.connect(None, &worker.application_name).await?) } else { None };
         lock_installation(more.as_ref().unwrap_or(&session)).await?;
-        let table = signup::inspect(&session, &config.signup, &config.tenant.names).await?;
+        let table = Box::pin(signup::inspect(&session, &config.signup, &config.tenant.names)).await?;
         grants::check_roles(&session, config, &mut notes).await?;
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
         identity::isolate(&session, config.tenant.isolation).await?;
         grants::owner_has_tenants_only(&session, config).await?;
         grants::make_extensions(&session, config, &mut changes).await?;
-        let another_table = identity::point_at(&session, &table.name).await?;
-        if another_table && identity.users_held {
-            notes.push(format!(
-                "signups come from {} now, and its users are held; the trigger on the table before stays: its owner may drop tenantd_signup there",
-                table.name
-            ));
+        let source = identity::point_at(&session, &table).await?;
+        if identity.users_held {
+            tell_source(source, &table, &mut notes);
         }
         let notify = decide_notify(&session, config, &mut notes).await?;
         if !is_newer(&session).await? {
-            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
-            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
+            Box::pin(put_triggers(&session, &table, config, notify, &mut changes, &mut notes)).await?;
         }
-        if !identity.users_held || another_table {
-            hold_users(&session, &table, config, &mut changes, &mut notes).await?;
+        if !identity.users_held || source != Source::Same {
+            Box::pin(hold_users(&mut session, &table, config, &mut changes, &mut notes)).await?;
         }
         grants::grant(&session, config, &mut changes, &mut notes).await?;
         if wishes.backfill {
@@ -101,7 +96,7 @@ impl Registry {
     /// [`Kind::Registry`] when the registry is gone or another one stands in its place: the next start installs. Else as [`Registry::install`].
     pub async fn mend(&self, config: &Config) -> Result<Installed> {
         // A session of its own, closed on every exit: it holds the lock of the installation.
-        let session = self.session().await?.discard();
+        let mut session = self.session().await?.discard();
         let more = if session.is_shared() { Some(self.session().await?.discard()) } else { None };
         let identity = identity::read(&session).await?.filter(|identity| identity.id == self.id).ok_or_else(|| {
             Error::new(Kind::Registry, "the registry was dropped or replaced while tenantd ran").hint(
@@ -110,14 +105,16 @@ impl Registry {
         })?;
         identity::check(&identity, embedded::main()?.newest_version())?;
         let (mut changes, mut notes) = (Vec::new(), Vec::new());
-        let table = signup::inspect(&session, &config.signup, &config.tenant.names).await?;
+        let table = Box::pin(signup::inspect(&session, &config.signup, &config.tenant.names)).await?;
         let notify = decide_notify(&session, config, &mut notes).await?;
         // Who installs already does all of it; and what a newer tenantd put there is not ours to take back.
         if try_lock_installation(more.as_ref().unwrap_or(&session)).await? && !is_newer(&session).await? {
-            put_trigger(&session, &table, Function::of(config, &table.id, notify), &mut changes, &mut notes).await?;
-            changes.extend(departure::install(&session, &table, config.signup.on_delete).await?);
-            if !identity.users_held {
-                hold_users(&session, &table, config, &mut changes, &mut notes).await?;
+            // By a reload, or the columns that the condition reads have changed.
+            let source = identity::point_at(&session, &table).await?;
+            tell_source(source, &table, &mut notes);
+            Box::pin(put_triggers(&session, &table, config, notify, &mut changes, &mut notes)).await?;
+            if !identity.users_held || source != Source::Same {
+                Box::pin(hold_users(&mut session, &table, config, &mut changes, &mut notes)).await?;
             }
             grants::check_roles(&session, config, &mut notes).await?;
             grants::grant(&session, config, &mut changes, &mut notes).await?;
@@ -174,33 +171,39 @@ impl Registry {
 }
 
 /// Function and triggers, each compared with the catalogue first.
-async fn put_trigger(
+async fn put_triggers(
     client: &Client,
     table: &Table,
-    function: Function<'_>,
+    config: &Config,
+    notify: bool,
     changes: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    if signup::install_function(client, table, function).await? {
+    if signup::install_function(client, table, Function::of(config, &table.id, notify)).await? {
         changes.push("made the function tenantd.signup()".to_owned());
     }
-    for on in &table.triggers_on {
-        match signup::install_trigger(client, on, table.by_row).await {
-            Ok(Trigger::Right) => {}
-            Ok(Trigger::Missing | Trigger::Wrong) => changes.push(format!("put the trigger tenantd_signup on {on}")),
-            Ok(Trigger::Disabled) => notes.push(format!(
-                "the trigger on {on} is switched off, so only sweeps find its signups: alter table {on} enable trigger tenantd_signup"
-            )),
-            // A child that the application added must not keep the daemon from all the others.
-            Err(error) if error.kind() == Kind::Rights && *on != table.name => notes.push(format!(
-                "only sweeps find the signups of {on}: {}; {}",
-                error.chain(),
-                error.advice().unwrap_or_default()
-            )),
-            Err(error) => return Err(error),
-        }
-    }
+    signup_triggers::install(client, table, changes, notes).await?;
+    changes.extend(departure::install(client, table, config.signup.on_delete).await?);
     Ok(())
+}
+
+/// What comes of another signup table, or another condition, than before.
+fn tell_source(source: Source, table: &Table, notes: &mut Vec<String>) {
+    match source {
+        Source::Same => {}
+        Source::AnotherTable => notes.push(format!(
+            "signups come from {} now, and its users are held; the triggers on the table before stay: its owner may drop tenantd_signup and \
+             tenantd_signup_update there",
+            table.name
+        )),
+        Source::AnotherCondition => notes.push(format!(
+            "{} counts as a signup from now on; whom that brings in of the users who are there is held",
+            match &table.when {
+                Some(when) => format!("a row of {} with {}", table.name, when.written),
+                None => format!("every row of {}", table.name),
+            }
+        )),
+    }
 }
 
 /// Whether a newer tenantd, with which this one can live, has installed here: its function and triggers are left as they are.
@@ -325,7 +328,7 @@ async fn decide_notify(client: &Client, config: &Config, notes: &mut Vec<String>
 /// Users from before the trigger get held rows. After the trigger's own transaction and not in it: reading a large table while holding the
 /// lock would make signups wait.
 async fn hold_users(
-    client: &Client,
+    client: &mut Client,
     table: &Table,
     config: &Config,
     changes: &mut Vec<String>,

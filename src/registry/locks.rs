@@ -1,5 +1,6 @@
 //! Who holds what: tenants by leases, and locks of ours on the server. What a dead process left can be taken away.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
@@ -9,11 +10,48 @@ use super::{Registry, field};
 use crate::error::Result;
 use crate::pg::{Doing, Session};
 
+/// What one process at a time works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// The tenant of this key.
+    Tenant(String),
+    /// Templates and spares, which one daemon keeps.
+    Stock,
+    /// A rollout, which one process drives.
+    Rollout {
+        /// The id of its migration set.
+        set: String,
+        /// The version that it leads to.
+        version: i64,
+    },
+}
+
+impl Held {
+    /// The tenant's key.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Held::Tenant(key) => Some(key),
+            Held::Stock | Held::Rollout { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Held::Tenant(key) => f.write_str(key),
+            Held::Stock => f.write_str("templates and spares"),
+            Held::Rollout { version, .. } => write!(f, "the rollout to version {version}"),
+        }
+    }
+}
+
 /// A lease that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The tenant; `None`: templates and spares, which one daemon keeps.
-    pub key: Option<String>,
+    /// What it is on.
+    pub held: Held,
     /// The process that has it, as `host:pid:random`.
     pub worker: String,
     /// The claim's number.
@@ -92,17 +130,25 @@ impl Registry {
     /// The main database cannot be reached.
     pub async fn leases(&self, key: Option<&str>) -> Result<Vec<Lease>> {
         let sql = format!(
-            "select key, worker, attempt, extract(epoch from ends - now())::float8 as lasts, {ALIVE} as alive from (
-                 select key, leased_by as worker, attempt, leased_until as ends from tenantd.tenant
+            "select key, set, version, worker, attempt, extract(epoch from ends - now())::float8 as lasts, {ALIVE} as alive from (
+                 select key, null as set, null::bigint as version, leased_by as worker, attempt, leased_until as ends from tenantd.tenant
                  where leased_until > now() and ($1::text is null or key = $1)
-                 union all select null, keeper, 0, keeper_until from tenantd.registry where keeper_until > now() and $1::text is null
-             ) l order by key nulls first"
+                 union all select null, null, null, keeper, 0, keeper_until from tenantd.registry where keeper_until > now() and $1::text is null
+                 union all select null, migration_set, version, leased_by, 0, leased_until from tenantd.rollout
+                 where leased_until > now() and $1::text is null
+             ) l order by key nulls first, version nulls first"
         );
         let rows = self.query(&sql, &[(&key, Type::TEXT)], || "look who holds tenants".to_owned()).await?;
         rows.iter()
             .map(|row| {
+                let rollout = field::<Option<String>>(row, "set")?.zip(field(row, "version")?);
+                let held = match (field(row, "key")?, rollout) {
+                    (Some(key), _) => Held::Tenant(key),
+                    (None, Some((set, version))) => Held::Rollout { set, version },
+                    (None, None) => Held::Stock,
+                };
                 Ok(Lease {
-                    key: field(row, "key")?,
+                    held,
                     worker: field(row, "worker")?,
                     attempt: field(row, "attempt")?,
                     lasts: Duration::from_secs_f64(field::<f64>(row, "lasts")?.max(0.0)),
@@ -136,31 +182,42 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn free(&self, lease: &Lease) -> Result<bool> {
-        let detail = format!("a lease of {}", lease.worker);
-        let told = "insert into tenantd.event (key, what, who, detail) select $1, $3, $4, $5 from freed";
-        let sql = match &lease.key {
-            Some(_) => format!(
-                "with freed as (
-                     update tenantd.tenant set leased_until = null, leased_by = null,
+        let (update, id) = match &lease.held {
+            Held::Tenant(key) => (
+                "update tenantd.tenant set leased_until = null, leased_by = null,
                      due_at = case when work in ('due', 'failing') then now() else due_at end
-                     where key = $1 and leased_by = $2 and attempt = $6 returning 1
-                 ), told as ({told}) select from freed"
+                 where key = $1 and leased_by = $2 and attempt = $3",
+                Some(key),
             ),
-            None => format!(
-                "with freed as (
-                     update tenantd.registry set keeper = null, keeper_until = null where keeper = $2 and $6::int8 = 0 returning 1
-                 ), told as ({told}) select from freed"
+            Held::Stock => (
+                "update tenantd.registry set keeper = null, keeper_until = null where keeper = $2 and $1::text is null and $3::int8 = 0",
+                None,
+            ),
+            Held::Rollout { set, .. } => (
+                "update tenantd.rollout set leased_until = null, leased_by = null where migration_set = $1 and leased_by = $2 and $3::int8 = 0",
+                Some(set),
             ),
         };
+        let sql = format!(
+            "with freed as ({update} returning 1),
+                 told as (insert into tenantd.event (key, what, who, detail) select $4, $5, $6, $7 from freed)
+             select from freed"
+        );
+        let what = || format!("free a lease of {} on {}", lease.worker, lease.held);
+        let detail = match &lease.held {
+            Held::Tenant(_) => format!("a lease of {}", lease.worker),
+            held => format!("a lease of {} on {held}", lease.worker),
+        };
         let parameters: super::Parameters<'_> = &[
-            (&lease.key, Type::TEXT),
+            (&id, Type::TEXT),
             (&lease.worker, Type::TEXT),
+            (&lease.attempt, Type::INT8),
+            (&lease.held.key(), Type::TEXT),
             (&What::Freed.word(), Type::TEXT),
             (&self.who, Type::TEXT),
             (&detail, Type::TEXT),
-            (&lease.attempt, Type::INT8),
         ];
-        Ok(!self.query(&sql, parameters, || format!("free a lease of {}", lease.worker)).await?.is_empty())
+        Ok(!self.query(&sql, parameters, what).await?.is_empty())
     }
 
     /// Ends the session that holds `lock`, if our role may.

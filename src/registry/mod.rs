@@ -7,7 +7,7 @@
 //! [`databases`] looks at tenants' databases from outside, [`dropped`] sets them aside and takes them back;
 //! [`doorbell`] is how the trigger wakes a daemon; [`fleet`] reads for status and metrics; [`lookup`] finds tenants by what a person types,
 //! [`tenants`] reads them for commands; [`departure`] is the other end of a signup; [`locks`] tells who holds what, and [`events`] is the history
-//! of what was done.
+//! of what was done. [`signup`], [`signup_triggers`] and [`when`] are the application's side of it.
 
 pub mod adopt;
 mod by_hand;
@@ -38,11 +38,13 @@ pub mod rollouts;
 pub mod schema;
 pub mod sets;
 pub mod signup;
+pub mod signup_triggers;
 pub mod spares;
 pub mod sweep;
 pub mod templates;
 pub mod tenants;
 pub mod triggers;
+pub mod when;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;

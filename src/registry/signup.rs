@@ -1,4 +1,4 @@
-//! The signup table's side: the trigger function, the triggers, and the reading of the signup table.
+//! The signup table's side: the table, the trigger function, and the reading of the table.
 //!
 //! Installing compares with the catalogue and does nothing when all is equal. What must lock the signup table gives up
 //! after a tenth of a second and tries again, so that a long transaction in front never makes signups queue behind us.
@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::claim::damaged;
 use super::field;
-use super::triggers::{Trigger, put_trigger, stands};
+use super::when::{self, When};
 use crate::config::{Config, Handover, Signup};
 use crate::error::{Error, Kind, Result};
 use crate::naming::{KeyType, Names};
@@ -21,19 +21,40 @@ pub struct Table {
     pub name: String,
     /// The id column, quoted.
     pub id: String,
+    /// The same as the catalogue has it.
+    pub id_name: String,
     /// The tables that need a trigger: the table itself, and for classic inheritance its children.
     pub triggers_on: Vec<String>,
     /// Whether a row-level trigger is needed: a statement trigger on a parent does not see inserts into a leaf.
     pub by_row: bool,
+    /// The condition under which a row counts as a signup; `None`: each does.
+    pub when: Option<When>,
     /// Whether row level security hides rows from tenantd's role.
     pub rows_hidden: bool,
 }
 
-/// Reads what the catalogue says of the signup table.
+impl Table {
+    /// The signup table as the settings name it, taken for an ordinary one.
+    #[must_use]
+    pub fn ordinary(signup: &Signup, when: Option<When>) -> Table {
+        let name = format!("{}.{}", quote::identifier(&signup.schema), quote::identifier(&signup.table));
+        Table {
+            id: quote::identifier(&signup.id_column),
+            id_name: signup.id_column.clone(),
+            triggers_on: vec![name.clone()],
+            by_row: false,
+            when,
+            rows_hidden: false,
+            name,
+        }
+    }
+}
+
+/// Reads what the catalogue says of the signup table, and has the server read the condition.
 ///
 /// # Errors
-/// [`Kind::Usage`] when the table or the column is missing or cannot serve, or `names` has none for keys of its type; [`Kind::Rights`] when a right
-/// is missing.
+/// [`Kind::Usage`] when the table, the column or the condition is missing or cannot serve, or `names` has none for keys of its type;
+/// [`Kind::Rights`] when a right is missing.
 pub async fn inspect(client: &Client, signup: &Signup, names: &Names) -> Result<Table> {
     let name = format!("{}.{}", quote::identifier(&signup.schema), quote::identifier(&signup.table));
     let row = client
@@ -97,7 +118,11 @@ pub async fn inspect(client: &Client, signup: &Signup, names: &Names) -> Result<
     let children: Vec<String> = field(&row, "children")?;
     let by_row = kind == "p" || !children.is_empty();
     let triggers_on = std::iter::once(name.clone()).chain(children).collect();
-    Ok(Table { name, id: column, triggers_on, by_row, rows_hidden: field(&row, "rows_hidden")? })
+    let when = when::of(client, &name, signup).await?;
+    if let Some(when) = &when {
+        when::check_rights(client, &name, &column, when).await?;
+    }
+    Ok(Table { triggers_on, by_row, rows_hidden: field(&row, "rows_hidden")?, ..Table::ordinary(signup, when) })
 }
 
 /// What keys are of, by the column's type beneath any domain and the type's category. Others print as a session's settings have it, so that one
@@ -194,14 +219,6 @@ pub(super) fn body_literal(body: &str) -> String {
     format!("{quote}{body}{quote}")
 }
 
-/// The statement that puts the trigger on `on`. It never changes: a role with TRIGGER alone could not drop the trigger, only replace it.
-#[must_use]
-pub fn trigger_sql(on: &str, by_row: bool, replace: bool) -> String {
-    let each = if by_row { "for each row" } else { "referencing new table as added for each statement" };
-    let create = if replace { "create or replace" } else { "create" };
-    format!("{create} trigger tenantd_signup after insert on {on} {each} execute function tenantd.signup();\n")
-}
-
 /// Makes the trigger function as it should be. True when something was done.
 ///
 /// # Errors
@@ -239,38 +256,6 @@ pub async fn install_function(client: &Client, table: &Table, function: Function
     Ok(same.is_none() || owner.is_some())
 }
 
-/// How the trigger on the table `on` stands.
-///
-/// # Errors
-/// The catalogue could not be read.
-pub async fn trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
-    let ours = "t.tgfoid = to_regprocedure('tenantd.signup()') and t.tgtype = case when $2 then 5 else 4 end
-                and t.tgnewtable is not distinct from case when $2 then null else 'added' end";
-    stands(client, on, by_row, "tenantd_signup", ours).await
-}
-
-/// Puts the trigger on the table `on` if it is missing or wrong. Returns how it stood before.
-///
-/// # Errors
-/// [`Kind::Locked`] when the table could not be had between long transactions: nothing was changed, signups went on. [`Kind::Rights`].
-pub async fn install_trigger(client: &Client, on: &str, by_row: bool) -> Result<Trigger> {
-    let stands = trigger(client, on, by_row).await?;
-    if matches!(stands, Trigger::Missing | Trigger::Wrong) {
-        let put = put_trigger(client, "tenantd_signup", on, stands, |replace| trigger_sql(on, by_row, replace)).await;
-        put.map_err(|error| {
-            let hint = match error.kind() {
-                Kind::Locked => {
-                    "a long transaction, or a VACUUM, on the signup table is in the way; tenantd tries again, and sweeps find the users meanwhile"
-                }
-                Kind::Rights => "as its owner, grant trigger on the table that is named to tenantd's role; a partitioned table needs it on each partition",
-                _ => "nothing was changed; signups go on",
-            };
-            error.hint(hint).context(format!("put the trigger on {on}"))
-        })?;
-    }
-    Ok(stands)
-}
-
 /// What was found in the signup table that the registry did not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {
@@ -288,14 +273,17 @@ pub struct Missing {
 /// # Errors
 /// [`Kind::Rights`] when row level security hides rows from tenantd's role: then none was read, and the next call is the first.
 /// [`Kind::Usage`] when there is no such table any more.
-pub async fn request_missing(client: &Client, table: &Table, names: &Names) -> Result<Missing> {
+pub async fn request_missing(client: &mut Client, table: &Table, names: &Names) -> Result<Missing> {
     let sql = format!(
         "with {} select (select count(*) from missing) as users, exists (select from held) as held",
         request_missing_sql(table)
     );
-    let asked = client.query_typed_one(&sql, &[(&names.to_string(), Type::TEXT)]).await;
-    match asked.doing(|| format!("look for users of {} without a tenant", table.name)) {
-        Ok(row) => Ok(Missing { users: field(&row, "users")?, held: field(&row, "held")? }),
+    let doing = || format!("look for users of {} without a tenant", table.name);
+    match Box::pin(when::read(client, table, &sql, &[(&names.to_string(), Type::TEXT)], doing)).await {
+        Ok(rows) => {
+            let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
+            Ok(Missing { users: field(row, "users")?, held: field(row, "held")? })
+        }
         Err(error) => Err(why_unread(client, table, error).await),
     }
 }
@@ -306,6 +294,8 @@ pub async fn request_missing(client: &Client, table: &Table, names: &Names) -> R
 /// A view in the table's place would run its maker's functions as us: only of a table can a sample be taken, and this one is all of it. A cast
 /// of the id may be somebody's function too, hence concat, as in the trigger. A key too long for the registry is left out there, and here.
 pub(super) fn request_missing_sql(table: &Table) -> String {
+    // Alone between parentheses, which it cannot end, as was seen when it was compiled.
+    let counts = table.when.as_ref().map(|when| format!("and ({}\n)", when.written)).unwrap_or_default();
     format!(
         "missing as (
              insert into tenantd.tenant (key, work)
@@ -314,7 +304,7 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
                      where d.name = tenantd.name_of(u.key, $1)::name and d.marker
                          = format('tenantd %s %s', r.id, encode(sha256(convert_to(u.key, 'UTF8')), 'hex')))
                  then 'held' else 'due' end
-             from (select concat({id}) as key from {name} tablesample system (100) where {id} is not null) u
+             from (select concat(new.{id}) as key from {name} as new tablesample system (100) where new.{id} is not null {counts}) u
              left join tenantd.tenant t on t.key = u.key
              where t.key is null and octet_length(u.key) <= 1000
              and not exists (select from tenantd.signup s where s.key = u.key)
@@ -331,8 +321,10 @@ pub(super) fn request_missing_sql(table: &Table) -> String {
 async fn why_unread(client: &Client, table: &Table, error: Error) -> Error {
     if error.kind() == Kind::Rights {
         return error.hint(format!(
-            "tenantd's role needs `select ({})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
-            table.id, table.name
+            "tenantd's role needs `select ({}{})` on {} and, with row level security on, the attribute bypassrls; until then only the trigger finds signups",
+            table.id,
+            table.when.as_ref().map(When::and_columns).unwrap_or_default(),
+            table.name
         ));
     }
     let stands = client

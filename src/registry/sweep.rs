@@ -13,7 +13,7 @@ use super::record::LEFT;
 use super::sets::Relations;
 use super::signup::{self, Table, request_missing_sql};
 use super::spares::{RELEASED, STRAY};
-use super::{Registry, field};
+use super::{Registry, field, when};
 use crate::error::{Error, Kind, Result};
 use crate::naming::Names;
 use crate::pg::Doing;
@@ -195,7 +195,7 @@ impl Registry {
     /// # Errors
     /// The signup table cannot be read whole; see [`signup::request_missing`].
     pub async fn request_missing(&self, table: &Table, names: &Names) -> Result<signup::Missing> {
-        signup::request_missing(&*self.session().await?, table, names).await
+        signup::request_missing(&mut *self.session().await?, table, names).await
     }
 
     /// Begins a sweep, in one query: inserts a row for each user of `table` without a tenant, as [`Registry::request_missing`] does, and
@@ -206,7 +206,7 @@ impl Registry {
     /// The main database cannot be reached, or `table` cannot be read: without it the rest can be had.
     pub async fn begin_sweep(&self, table: Option<&Table>, names: &Names, expected: &Expected) -> Result<Start> {
         let (sql, naming) = (start_sql(table, &among(expected)), names.to_string());
-        let rows = self.ask(&sql, &naming, expected, &Cut::default(), "").await?;
+        let rows = self.ask(&sql, table, &naming, expected, &Cut::default(), "").await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "a count came back without a row"))?;
         let number = |name| field::<i64>(row, name).map(|number| usize::try_from(number).unwrap_or(0));
         let candidates = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<String>>("key"), Ok(None)));
@@ -230,10 +230,18 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn candidates_after(&self, after: &str, cut: &Cut, expected: &Expected) -> Result<Vec<Candidate>> {
-        self.ask(&page_sql(&among(expected)), "", expected, cut, after).await?.iter().map(candidate).collect()
+        self.ask(&page_sql(&among(expected)), None, "", expected, cut, after).await?.iter().map(candidate).collect()
     }
 
-    async fn ask(&self, sql: &str, naming: &str, expected: &Expected, cut: &Cut, after: &str) -> Result<Vec<Row>> {
+    async fn ask(
+        &self,
+        sql: &str,
+        table: Option<&Table>,
+        naming: &str,
+        expected: &Expected,
+        cut: &Cut,
+        after: &str,
+    ) -> Result<Vec<Row>> {
         let page = i64::try_from(expected.page).unwrap_or(i64::MAX);
         let (verify_every, every) = (expected.verify_every.as_secs_f64(), expected.every.as_secs_f64());
         let ours: [(&(dyn ToSql + Sync), Type); BEHIND_OURS - 1] = [
@@ -254,12 +262,12 @@ impl Registry {
         ];
         let only = expected.only.as_deref().map(Filter::values);
         let parameters: Vec<_> = ours.into_iter().chain(only.iter().flat_map(Values::parameters)).collect();
-        self.session()
-            .await?
-            .query_typed(sql, &parameters)
-            .await
-            .doing(|| "look for tenants that need work".to_owned())
-            .map_err(damaged)
+        let doing = || "look for tenants that need work".to_owned();
+        let mut session = self.session().await?;
+        if let Some(table) = table.filter(|table| table.when.is_some()) {
+            return Box::pin(when::read(&mut session, table, sql, &parameters, doing)).await.map_err(damaged);
+        }
+        session.query_typed(sql, &parameters).await.doing(doing).map_err(damaged)
     }
 
     /// How many of the tenants that fit `only` have one of the sets `behind`, and wait for a rollout.

@@ -11,7 +11,7 @@ use crate::error::{Kind, Result};
 use crate::pg::Doing;
 
 /// The first server that can put a trigger in the place of another of its name.
-const CREATE_OR_REPLACE: i32 = 140_000;
+pub(super) const CREATE_OR_REPLACE: i32 = 140_000;
 
 /// How long an installation may hold up the signups behind it.
 const LOCK_TIMEOUT_MS: u32 = 100;
@@ -32,15 +32,22 @@ pub enum Trigger {
     Wrong,
 }
 
-/// How the trigger `name` on the table `on` stands, which is ours if the condition `ours` on `pg_trigger t` is true; `$2` in it is `by_row`.
-pub(super) async fn stands(client: &Client, on: &str, by_row: bool, name: &str, ours: &str) -> Result<Trigger> {
+/// How the trigger `name` on the table `on` stands, which is ours if the condition `ours` on `pg_trigger t` is true; its own parameters begin at `$3`.
+pub(super) async fn stands(
+    client: &Client,
+    on: &str,
+    name: &str,
+    ours: &str,
+    more: super::Parameters<'_>,
+) -> Result<Trigger> {
+    let always: super::Parameters<'_> = &[(&on, Type::TEXT), (&name, Type::TEXT)];
     let row = client
         .query_typed_opt(
             &format!(
                 "select t.tgenabled::text as enabled, coalesce({ours}, false) as ours
-                 from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = $3"
+                 from pg_trigger t where t.tgrelid = $1::text::regclass and t.tgname = $2"
             ),
-            &[(&on, Type::TEXT), (&by_row, Type::BOOL), (&name, Type::TEXT)],
+            &[always, more].concat(),
         )
         .await
         .doing(|| format!("look at the trigger {name} on {on}"))?;
@@ -53,10 +60,16 @@ pub(super) async fn stands(client: &Client, on: &str, by_row: bool, name: &str, 
     })
 }
 
+/// The server's version as a number: 150018 for 15.18.
+pub(super) async fn server_version(client: &Client) -> Result<i32> {
+    let version = client.query_typed_one("select current_setting('server_version_num')::int as version", &[]).await;
+    field(&version.doing(|| "ask for the server's version".to_owned())?, "version")
+}
+
 /// Puts the trigger `name` on the table `on`, where it is missing or another stands: by the statement `sql`, which replaces one if it is told to.
 ///
 /// # Errors
-/// As for [`install_trigger`](super::signup::install_trigger). Before Postgres 14 a trigger that another stands for cannot be replaced, and only the table's owner can drop it.
+/// [`Kind::Locked`] when the table could not be had between long transactions; [`Kind::Rights`]. Before Postgres 14 a trigger that another stands for cannot be replaced, and only the table's owner can drop it.
 pub(super) async fn put_trigger(
     client: &Client,
     name: &str,
@@ -64,9 +77,7 @@ pub(super) async fn put_trigger(
     stands: Trigger,
     sql: impl Fn(bool) -> String,
 ) -> Result<()> {
-    let version = client.query_typed_one("select current_setting('server_version_num')::int as version", &[]).await;
-    let version: i32 = field(&version.doing(|| "ask for the server's version".to_owned())?, "version")?;
-    if stands == Trigger::Missing || version >= CREATE_OR_REPLACE {
+    if stands == Trigger::Missing || server_version(client).await? >= CREATE_OR_REPLACE {
         return without_queueing(client, &sql(stands == Trigger::Wrong)).await;
     }
     without_queueing(client, &format!("drop trigger {name} on {on}; {}", sql(false))).await.map_err(|error| match error

@@ -291,8 +291,13 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     }
     let mut start = match in_time(context.registry.begin_sweep(table, names, &expected)).await {
         Ok(start) => start,
-        // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry.
-        Err(error) if error.code().is_some_and(|code| code.starts_with("42") || code == "0A000") => {
+        // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry. Columns that
+        // the condition reads and that have changed, a value that there is no more (22).
+        Err(error)
+            if error.code().map_or(error.kind() == Kind::Usage, |code| {
+                ["42", "22", "0A000"].iter().any(|class| code.starts_with(class))
+            }) =>
+        {
             let Some(table) = table else { return Err(error) };
             report.unread = unread(context, table).await?;
             in_time(context.registry.begin_sweep(None, names, &expected)).await?

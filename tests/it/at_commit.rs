@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::fleet::{enter, execute, oid, row};
+use crate::support::count::times;
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -114,11 +116,26 @@ async fn crowds_leave_spares_for_others() {
     end(database, 8).await;
 }
 
+/// Signs up under an application's short `statement_timeout`. A machine that stands still for so long ends an INSERT of any kind, so one in three
+/// has to come through; a trigger that waits too long ends each.
+async fn sign_up_in_time(app: &Client, email: &str) -> String {
+    let insert = format!("insert into users (email) values ('{email}') returning id::text");
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match app.query_one(&insert, &[]).await {
+            Ok(row) => return row.get(0),
+            Err(error) if attempts < 3 && error.code() == Some(&SqlState::QUERY_CANCELED) => {}
+            Err(error) => panic!("beside a lock on {email}, attempt {attempts}: {error:?}"),
+        }
+    }
+}
+
 /// Goal: without a spare, with the registry's spares locked, with the registry itself locked and with a short `statement_timeout` of the application
-/// the signup commits within its bounds. Method: each in turn.
+/// the signup commits within its bounds. Method: each in turn, on a server of its own, since one of the locks is the whole server's.
 #[tokio::test]
 async fn whatever_is_missing_the_signup_commits() {
-    let database = TestDatabase::new().await;
+    let database = TestDatabase::on(&TestServer::builder().start()).await;
     stocked(&database, 1).await;
     let first = database.sign_up("first@example.org").await;
     let none = database.sign_up("none@example.org").await;
@@ -130,16 +147,12 @@ async fn whatever_is_missing_the_signup_commits() {
     for table in ["tenantd.spare", "pg_catalog.pg_database", "tenantd.tenant"] {
         let lock = blocker.transaction().await.expect("begin");
         lock.batch_execute(&format!("lock table {table} in share row exclusive mode")).await.expect("lock");
-        let (start, insert) =
-            (Instant::now(), format!("insert into users (email) values ('{table}') returning id::text"));
-        let key: Option<String> = match app.query_one(&insert, &[]).await {
-            Ok(row) => Some(row.get(0)),
-            Err(error) => panic!("beside a lock on {table}: {error:?}"),
-        };
+        let start = Instant::now();
+        let key = sign_up_in_time(&app, table).await;
         assert!(start.elapsed() < BOUND, "{table}: {:?}", start.elapsed());
         lock.rollback().await.expect("unlock");
         if table != "tenantd.tenant" {
-            assert_eq!(state(&database, &key.expect("a key")).await, "requested", "{table}");
+            assert_eq!(state(&database, &key).await, "requested", "{table}");
         }
     }
     drop((app, blocker));
@@ -222,16 +235,18 @@ async fn a_signup_left_open_holds_up_nobody() {
 }
 
 /// Goal: thirty-two at once each end with one tenant, by their commit or soon after, beside a daemon that fills the pool. Method: as many clients,
-/// each with four signups.
+/// each with two signups, or ten.
 #[tokio::test]
 async fn a_crowd_of_clients_ends_with_one_tenant_each() {
     let database = TestDatabase::new().await;
     let daemon = running(&database, 16).await;
+    let signups = times(2, 10);
+    let all = i64::try_from(32 * signups).expect("few");
     let clients = (0..32).map(|client| {
         let database = &database;
         async move {
             let app = database.app().await;
-            for number in 0..4 {
+            for number in 0..signups {
                 let insert = format!("insert into users (email) values ('{client}-{number}@example.org')");
                 app.batch_execute(&insert).await.expect("a signup never fails");
             }
@@ -240,11 +255,11 @@ async fn a_crowd_of_clients_ends_with_one_tenant_each() {
     futures_util::future::join_all(clients).await;
     let client = database.superuser().await;
     let ready = "select count(*) from tenantd.tenant where state = 'ready'";
-    until("all of them", SOON * 2, async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 128)
+    until("all of them", SOON * 2, async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == all)
         .await;
     let at_commit = "select count(*) from tenantd.tenant where attempt = 0";
     assert!(client.query_one(at_commit, &[]).await.expect("count").get::<_, i64>(0) > 0, "some at their commit");
-    assert_eq!(database.tenant_databases().await.len(), 128);
+    assert_eq!(database.tenant_databases().await.len(), 32 * signups);
     drop(client);
     assert!(daemon.terminate().await.success());
     database.finish().await;
@@ -296,5 +311,47 @@ async fn a_partitioned_table_too() {
         .get(0);
     assert_eq!(state(&database, &key).await, "ready");
     drop((app, client));
+    database.finish().await;
+}
+
+/// Goal: the update that makes `signup.when` true hands a spare over as an insert does, a crowd takes a quarter of the pool and goes on without a look at it for
+/// each row, and nobody is lost. Method: one row, then a thousand in one update, with four spares.
+#[tokio::test]
+async fn an_update_that_makes_the_condition_true_is_handed_a_spare() {
+    let database = TestDatabase::new().await;
+    let setup =
+        "alter table public.users add column email_confirmed boolean; grant update, select on public.users to app;
+                 grant select (email_confirmed) on public.users to tenantd";
+    execute(&database, setup).await;
+    let program = program(&database, 4).setting("signup.when", "email_confirmed");
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let client = database.superuser().await;
+    until("the spares", SOON, async || at_hand(&client).await == 4).await;
+    assert!(daemon.terminate().await.success());
+    let key = database.sign_up("0").await;
+    for number in 1..=3 {
+        database.sign_up(&number.to_string()).await;
+    }
+    let app = database.app().await;
+    app.batch_execute("update public.users set email_confirmed = true where email = '0'").await.expect("confirm");
+    assert_eq!(row(&database, &key).await["state"], "ready", "at the very commit");
+    execute(&database, "insert into public.users (email) select 'crowd ' || n from generate_series(1, 1000) n").await;
+    let begin = Instant::now();
+    let crowd = "begin; update public.users set email_confirmed = true where email like 'crowd %'; rollback";
+    app.batch_execute(crowd).await.expect("confirm a crowd");
+    println!("1,000 rows confirmed in one update beside three spares: {:?}", begin.elapsed());
+    assert_eq!(at_hand(&client).await, 3);
+    execute(&database, "delete from public.users where email like 'crowd %'").await;
+    app.batch_execute("update public.users set email_confirmed = true").await.expect("confirm three");
+    assert_eq!(at_hand(&client).await, 2, "a quarter of three, and one at the least");
+    drop((client, app));
+    let daemon = program.start();
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    let client = database.superuser().await;
+    let all = "select count(*) = 4 from tenantd.tenant where state = 'ready' and work = 'idle'";
+    until("one tenant each", SOON, async || client.query_one(all, &[]).await.expect("count").get::<_, bool>(0)).await;
+    assert!(daemon.terminate().await.success());
+    drop(client);
     database.finish().await;
 }

@@ -54,15 +54,15 @@ async fn a_daemon_keeps_to_its_connections() {
     let mut daemon = program.start();
     daemon.wait_for_line("tenantd is at work", SOON).await;
     let client = database.superuser().await;
-    let insert = "insert into public.users (email) select n || '@example.org' from generate_series(1, 30) n";
+    let insert = "insert into public.users (email) select n || '@example.org' from generate_series(1, 16) n";
     database.app().await.batch_execute(insert).await.expect("sign up");
-    let most = most_sessions(&client, 30, "state = 'ready' and work = 'idle'").await;
+    let most = most_sessions(&client, 16, "state = 'ready' and work = 'idle'").await;
     assert!(most <= FEWEST, "{most} sessions");
 
     let index = "-- tenantd: no-transaction\ncreate index concurrently log_message on log (message);";
     write_migrations(folder.path(), &[("0002_index.sql", index)]);
     daemon.hang_up();
-    let most = most_sessions(&client, 30, "version = 2 and work = 'idle'").await;
+    let most = most_sessions(&client, 16, "version = 2 and work = 'idle'").await;
     assert!((FEWEST / 2..=FEWEST).contains(&most), "{most} sessions");
     assert_eq!(daemon.terminate().await.code(), Some(0));
     drop(client);

@@ -18,15 +18,17 @@ use crate::support::until::until;
 
 const SOON: Duration = Duration::from_mins(1);
 
-/// How long transactions took, in microseconds and in order, from pgbench's log.
+/// How long transactions took, in microseconds and in order, from pgbench's log. It writes block by block: one that was told to end leaves half a
+/// line behind.
 fn latencies(folder: &Path) -> Vec<u64> {
     let logs = std::fs::read_dir(folder)
         .expect("the folder")
         .flatten()
         .filter(|file| file.file_name().to_string_lossy().starts_with("pgbench_log"));
-    let text: String = logs.map(|log| std::fs::read_to_string(log.path()).expect("read")).collect();
+    let texts: Vec<String> = logs.map(|log| std::fs::read_to_string(log.path()).expect("read")).collect();
+    let whole = texts.iter().filter_map(|text| text.rsplit_once('\n')).flat_map(|(whole, _)| whole.lines());
     let mut took: Vec<u64> =
-        text.lines().map(|line| line.split(' ').nth(2).expect("a time").parse().expect("a number")).collect();
+        whole.map(|line| line.split(' ').nth(2).expect("a time").parse().expect("a number")).collect();
     took.sort_unstable();
     took
 }

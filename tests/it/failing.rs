@@ -502,3 +502,27 @@ async fn connections_that_are_refused_are_told_apart() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
     database.finish().await;
 }
+
+/// Goal: that too many are connected is a tenant's own fault only where its database has a limit and has reached it; a session that ended meanwhile
+/// blames nobody. Method: a database without a limit, with one that is not reached, with one that is, and one that is gone.
+#[tokio::test]
+async fn only_a_limit_that_is_reached_is_a_databases_own() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let key = database.sign_up("one@example.org").await;
+    fleet.sweep().await;
+    let name = database.tenant_name(&key);
+    let session = fleet.context.server.connect(None, "tenantd:test").await.expect("connect");
+    let full = async || tenantd::pg::admin::is_full(&session, &name).await.expect("ask");
+    let inside = database.tenant_superuser(&name).await;
+    assert!(!full().await, "no limit");
+    for (limit, expected) in [(2, false), (1, true), (0, true), (-1, false)] {
+        execute(&database, &format!("alter database \"{name}\" connection limit {limit}")).await;
+        assert_eq!(full().await, expected, "limit {limit}");
+    }
+    drop(inside);
+    assert!(!tenantd::pg::admin::is_full(&session, "nobody's").await.expect("ask"), "gone");
+    session.close().await;
+    fleet.close().await;
+    database.finish().await;
+}

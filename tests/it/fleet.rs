@@ -14,7 +14,7 @@ use tenantd::provision::{Context, Supply};
 use tenantd::registry::claim::Most;
 use tenantd::registry::identity::Moved;
 use tenantd::registry::install::{Installed, Wishes};
-use tenantd::registry::signup::Table;
+use tenantd::registry::signup::{Missing, Table};
 use tenantd::registry::{Registry, Worker};
 use tenantd::sweep::{Report, Run, sweep};
 use tenantd::tasks::Tasks;
@@ -112,6 +112,11 @@ impl Fleet {
         let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set), Supply::default()).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
+    }
+
+    /// Looks for users without a tenant, as each sweep does.
+    pub async fn request_missing(&self) -> Missing {
+        self.registry().request_missing(&self.table, self.names()).await.expect("look for users without a tenant")
     }
 
     /// A sweep as by hand.

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use crate::fleet::row;
-use crate::pages::Pages;
+use crate::outages::behind_a_proxy;
 use crate::support::certificates::Validity;
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
 use crate::support::namespace::Namespace;
 use crate::support::process::tell;
-use crate::support::proxy::{Mode, Proxy, Side};
+use crate::support::proxy::{Mode, Side};
 use crate::support::server::TestServer;
 use crate::support::until::until;
 
@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(30);
 const NOTICED: Duration = Duration::from_secs(45);
 
 fn through_silence(daemon: Daemon) -> Daemon {
-    let said = [
+    daemon.allow_all(&[
         "the registry cannot be read",
         "the doorbell is not heard",
         "the server fails",
@@ -27,8 +27,7 @@ fn through_silence(daemon: Daemon) -> Daemon {
         "the installation is not as it should be",
         "left alone",
         "leases were not given back",
-    ];
-    said.into_iter().fold(daemon, Daemon::allow)
+    ])
 }
 
 /// Goal: a connection of which one direction is dead is noticed in half a minute, and once the network is sound again the daemon goes on, and
@@ -40,18 +39,7 @@ async fn half_open_connections_are_noticed() {
 }
 
 async fn lose(side: Side, notify: &str) {
-    let database = TestDatabase::new().await;
-    let proxy = Proxy::start(database.server().address()).await;
-    let pages = Pages::reserve();
-    let program = Program::for_database(&database)
-        .setting("main.url", &proxy.url(&database.url(), database.server().address()))
-        .setting("signup.notify", notify)
-        // A claim of which nobody was told.
-        .setting("work.lease", "6s")
-        .setting("http.listen", &pages.listen());
-    let daemon = through_silence(program.start());
-    daemon.wait_for_line("tenantd is at work", SOON).await;
-    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    let (database, proxy, pages, daemon) = behind_a_proxy(notify, through_silence).await;
     proxy.set(Mode::Lose(side));
     let lost = Instant::now();
     let key = database.sign_up("in the silence").await;
@@ -75,12 +63,7 @@ async fn lose(side: Side, notify: &str) {
 /// that the test need not wait for the built-in half minute.
 #[tokio::test]
 async fn a_link_that_is_down_is_noticed_at_both_ends() {
-    let Some(namespace) = Namespace::make() else {
-        tell(
-            "NO NETWORK NAMESPACES ON THIS MACHINE: the link was not taken down; half_open_connections_are_noticed stands for it",
-        );
-        return;
-    };
+    let namespace = Namespace::make();
     let here = namespace.outside();
     let server = TestServer::builder()
         .setting("listen_addresses", &format!("127.0.0.1,{here}"))

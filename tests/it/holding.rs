@@ -143,3 +143,37 @@ async fn what_the_dead_left_is_freed() {
     drop(client);
     database.finish().await;
 }
+
+/// Goal: the lease of a dead process on a rollout is shown and freed, so that the next one drives it at once; a living one's stays. Method: the lease
+/// of nobody, for an hour, on a rollout that has begun; a sweep by hand drives it afterwards.
+#[tokio::test]
+async fn a_rollout_of_the_dead_is_freed() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("signup.notify", "true");
+    let keys = tenants(&database, &program, 2).await;
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    assert_eq!(program.run(&["rollout", "pause"]).await.code(), 1, "paused");
+    assert_eq!(program.run(&["rollout", "resume"]).await.code(), 0);
+    let lease = "update tenantd.rollout set leased_by = 'gone:1:abcd', leased_until = now() + interval '1 hour' where version = 2";
+    execute(&database, lease).await;
+    let shown = json(&program.run(&["release-lock", "--dry-run", "--json"]).await);
+    let only = &shown["leases"][0];
+    assert_eq!((&only["what"], &only["key"]), (&Value::from("the rollout to version 2"), &Value::Null), "{shown}");
+    let freed = program.run(&["release-lock"]).await;
+    assert!(freed.stdout.contains("the rollout to version 2") && freed.stdout.contains("freed"), "{freed:?}");
+    assert_eq!(program.run(&["release-lock"]).await.stdout, "nobody holds anything");
+    let told = "select detail from tenantd.event where what = 'freed' and key is null";
+    let client = database.superuser().await;
+    let told: String = one(&client, told).await;
+    assert_eq!(told, "a lease of gone:1:abcd on the rollout to version 2");
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
+    for key in &keys {
+        assert_eq!(row(&database, key).await["version"], 2);
+    }
+    drop(client);
+    database.finish().await;
+}

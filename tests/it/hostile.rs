@@ -230,7 +230,7 @@ async fn any_names_in_settings_work_or_are_refused() {
                 assert_eq!([&settings.signup.id_column, &settings.tenant.use_roles[0]], [&names.column, &names.worker]);
                 // The whole way takes a second: for the first ones.
                 if taken < times(2, 40) {
-                    whole_way(&names, &file).await;
+                    Box::pin(whole_way(&names, &file)).await;
                 }
                 taken += 1;
             }

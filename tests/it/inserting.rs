@@ -171,7 +171,7 @@ async fn whoever_is_there_is_recorded_and_nobody_else() {
         assert_eq!(keys(&admin, "select key from tenantd.tenant").await, users, "{kind}");
         assert!(users.len() > number && warnings(&database).is_empty(), "{kind}: {} users", users.len());
         assert_eq!(one::<i64>(&admin, "select count(*) from public.users where email like '% caught'").await, 0);
-        let missing = fleet.context.registry.request_missing(&fleet.table, fleet.names()).await.expect("look");
+        let missing = fleet.request_missing().await;
         assert_eq!(missing.users, 0, "{kind}: the sweep finds nobody that the trigger missed");
         fleet.close().await;
         drop((admin, app));

@@ -410,7 +410,7 @@ async fn tenants_that_stand_are_known_by_their_names() {
         let forget =
             "delete from tenantd.signup; delete from tenantd.tenant; update tenantd.registry set users_held_at = null";
         execute(&database, forget).await;
-        let missing = fleet.registry().request_missing(&fleet.table, fleet.names()).await.expect("look");
+        let missing = fleet.request_missing().await;
         assert_eq!((missing.users, missing.held), (2, true), "{naming}");
         assert_eq!(standing(&database, "initech").await, "requested held");
         let report = fleet.sweep().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 
-use crate::fleet::row;
+use crate::fleet::{row, write_migrations};
 use crate::pages::Pages;
 use crate::support::count::times;
 use crate::support::daemon::{Daemon, Program};
@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Lets a daemon say what an outage makes it say.
 fn through_an_outage(daemon: Daemon) -> Daemon {
-    let said = [
+    daemon.allow_all(&[
         "tenantd cannot begin yet",
         "the registry cannot be read",
         "the doorbell is not heard",
@@ -30,8 +30,8 @@ fn through_an_outage(daemon: Daemon) -> Daemon {
         "the installation is not as it should be",
         "left alone",
         "leases were not given back",
-    ];
-    said.into_iter().fold(daemon, Daemon::allow)
+        "nothing could be reloaded yet",
+    ])
 }
 
 /// Goal: a database that is down at boot is waited for: the service counts as started, says why it waits, and goes on by itself within ten
@@ -69,6 +69,49 @@ async fn a_database_that_is_down_at_boot_is_waited_for() {
     until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
     let said = daemon.lines().iter().filter(|line| line.contains("cannot begin yet")).count();
     assert_eq!(said, 1, "one ERROR for one outage");
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}
+
+/// Goal: a reload that the server fails is told once and tried again until it is in force, with the files of the moment of the hang-up. Method: a
+/// server of its own is stopped, a migration comes, SIGHUP; while the daemon tries, another file comes, half a deploy; the server starts.
+#[tokio::test]
+async fn a_reload_in_an_outage_is_in_force_afterwards() {
+    let server = TestServer::builder().start();
+    let database = TestDatabase::on(&server).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let pages = Pages::reserve();
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("http.listen", &pages.listen())
+        .setting("log.level", "debug")
+        .setting("sweep.every", "1s");
+    let mut daemon = through_an_outage(program.start());
+    daemon.wait_for_line("tenantd is at work", SOON).await;
+    for number in 0..3 {
+        database.sign_up(&format!("{number}@example.org")).await;
+    }
+    let all_at = async |version: i32| {
+        let at = format!(
+            "select count(*) = 3 from tenantd.tenant where state = 'ready' and work = 'idle' and version = {version}"
+        );
+        database.superuser().await.query_one(&at, &[]).await.expect("count").get::<_, bool>(0)
+    };
+    until("all are ready", SOON, async || all_at(1).await).await;
+    server.stop(Stop::Fast);
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    daemon.hang_up();
+    daemon.wait_for_line("nothing could be reloaded yet", SOON).await;
+    assert!(pages.ready_is(503, "not in force yet").await, "{:?}", pages.get("/readyz").await);
+    write_migrations(folder.path(), &[("0003_third.sql", "half a deploy")]);
+    daemon.wait_for_line("still nothing could be reloaded", SOON).await;
+    server.start();
+    daemon.wait_for_line("settings and migrations reloaded", SOON).await;
+    until("all have the second", SOON, async || all_at(2).await).await;
+    until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    let said = daemon.lines().iter().filter(|line| line.contains("nothing could be reloaded yet")).count();
+    assert_eq!(said, 1, "one warning for one outage");
     assert!(daemon.terminate().await.success());
     database.finish().await;
 }
@@ -207,20 +250,26 @@ async fn a_restart_of_the_server_loses_nothing() {
     }
 }
 
-/// A network falls silent, and speaks again.
-async fn silence(notify: &str) {
+/// A daemon that reaches its server through a proxy, at work and ready.
+pub(crate) async fn behind_a_proxy(notify: &str, allow: fn(Daemon) -> Daemon) -> (TestDatabase, Proxy, Pages, Daemon) {
     let database = TestDatabase::new().await;
     let proxy = Proxy::start(database.server().address()).await;
     let pages = Pages::reserve();
     let program = Program::for_database(&database)
         .setting("main.url", &proxy.url(&database.url(), database.server().address()))
         .setting("signup.notify", notify)
-        // A claim that was on its way when the network fell silent reaches the server in the end, and nobody knows of it.
+        // A claim that was on its way when the network fell silent may reach the server in the end, and nobody knows of it.
         .setting("work.lease", "6s")
         .setting("http.listen", &pages.listen());
-    let daemon = through_an_outage(program.start());
+    let daemon = allow(program.start());
     daemon.wait_for_line("tenantd is at work", SOON).await;
     until("it is ready", SOON, async || pages.ready_is(200, "").await).await;
+    (database, proxy, pages, daemon)
+}
+
+/// A network falls silent, and speaks again.
+async fn silence(notify: &str) {
+    let (database, proxy, pages, daemon) = behind_a_proxy(notify, through_an_outage).await;
     proxy.set(Mode::Hold);
     let held = Instant::now();
     until("it is noticed", 2 * SOON, async || pages.ready_is(503, "main_database").await).await;

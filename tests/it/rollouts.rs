@@ -7,8 +7,10 @@ use tenantd::registry::rollouts::RolloutState;
 use tenantd::sweep::Waiting;
 
 use crate::fleet::{Fleet, execute, write_migrations};
+use crate::support::count::times;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
+use crate::support::process::tell;
 use crate::support::until::until;
 
 const SOON: Duration = Duration::from_mins(1);
@@ -94,6 +96,31 @@ async fn what_fails_everywhere_reaches_the_canaries_only() {
     }
     let report = fleet.sweep().await;
     assert_eq!((report.migrated, report.failures, report.rollout), (6, 2, None));
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: as many failures as the budget allows, anywhere between the others, stop nobody: all others are migrated, each is met once, and those that
+/// failed are told. Method: a fleet of which three, or two in a hundred where that is more, stumble.
+#[tokio::test]
+async fn failures_within_the_budget_stop_nobody() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let tenants = times(12, 1_000);
+    let stumbling = 3.max(tenants / 50);
+    fleet_of(&database, folder.path(), tenants).await;
+    poison(&database, stumbling).await;
+    write_migrations(folder.path(), &[STUMBLES]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let before = std::time::Instant::now();
+    let report = fleet.sweep().await;
+    tell(&format!("{tenants} tenants, {stumbling} of which fail, in {:?}: {:?}", before.elapsed(), report.rollout));
+    assert_eq!((report.migrated, report.failures), (tenants - stumbling, stumbling), "{report:?}");
+    assert_eq!(report.rollout, None, "every tenant was reached");
+    let well = i64::try_from(tenants - stumbling).expect("few");
+    assert_eq!(count(&database, "version = 2 and work = 'idle' and attempt = 2").await, well, "each was met once");
+    let told = "version = 1 and work = 'failing' and error_sqlstate = '23514' and failures = 1";
+    assert_eq!(count(&database, told).await, i64::try_from(stumbling).expect("few"));
     fleet.close().await;
     database.finish().await;
 }

@@ -130,7 +130,7 @@ async fn a_transaction_waits_once_for_a_locked_registry() {
     run(&locker, "rollback").await;
     run(&app, "insert into public.users (email) values ('free')").await;
     assert_eq!((warnings(&database).len(), users(&database).await), (4, 25));
-    let report = fleet.context.registry.request_missing(&fleet.table, fleet.names()).await.expect("look");
+    let report = fleet.request_missing().await;
     assert_eq!((report.users, report.held), (24, false));
     fleet.close().await;
     database.finish().await;

@@ -139,7 +139,7 @@ async fn a_partitioned_table_is_seen_through_parent_and_leaves() {
     run(&app, "insert into public.users (email, region) select n::text, 'eu' from generate_series(1, 20) n").await;
     run(&locker, "rollback").await;
     assert_eq!(warnings(&database).len(), 1);
-    let missing = fleet.context.registry.request_missing(&fleet.table, fleet.names()).await.expect("look");
+    let missing = fleet.request_missing().await;
     assert_eq!((missing.users, missing.held), (20, false));
 
     fleet.close().await;
@@ -360,7 +360,7 @@ async fn the_owner_of_the_signup_table_cannot_act_as_tenantd() {
         "delete from tenantd.tenant; delete from tenantd.signup; update tenantd.registry set users_held_at = null",
     )
     .await;
-    let missing = fleet.context.registry.request_missing(&fleet.table, fleet.names()).await.expect("look");
+    let missing = fleet.request_missing().await;
     assert_eq!((missing.users, thefts(&app).await.as_str()), (1, "none"));
     run(
         &app,

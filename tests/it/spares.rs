@@ -238,10 +238,10 @@ async fn a_spare_with_somebody_in_it_is_passed_over() {
 }
 
 /// Goal: a daemon killed while a hand-over waits in the server leaves a spare or a tenant, never both or neither. Method: the hand-over hangs at
-/// a row that another holds; the daemon is killed; another goes on.
+/// a row that another holds; the daemon is killed; another goes on. On a server of its own, since what is locked is the whole server's.
 #[tokio::test]
 async fn a_daemon_killed_within_a_hand_over_leaves_a_spare() {
-    let database = TestDatabase::new().await;
+    let database = TestDatabase::on(&TestServer::builder().start()).await;
     let program = Program::for_database(&database)
         .setting("spares.min", "1")
         .setting("spares.max", "1")

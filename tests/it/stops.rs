@@ -68,6 +68,7 @@ impl Scene {
     async fn go_on(self, version: i64) {
         let program = self.program.clone().setting("spares.max", "0").setting("work.shutdown", "30s");
         let daemon = program.start().allow("tenant failing, tried again");
+        daemon.wait_for_line("tenantd is at work", SOON).await;
         let client = self.database.superuser().await;
         let restless = "select (select count(*) from tenantd.signup)
             + (select count(*) from tenantd.tenant where state <> 'deleted' and not

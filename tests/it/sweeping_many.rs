@@ -8,7 +8,10 @@ use tenantd::provision::{Brought, Outcome, Unrecorded, bring, record};
 use tenantd::registry::claim::{Claim, Done};
 
 use crate::fleet::{Fleet, config, execute, row, write_migrations};
+use crate::support::count::times;
+use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
+use crate::support::process::tell;
 use crate::support::server::TestServer;
 use crate::support::until::until;
 
@@ -225,5 +228,69 @@ async fn old_events_are_forgotten() {
     let left: String = database.superuser().await.query_one(left, &[]).await.expect("count").get(0);
     assert_eq!(left, "kept kept");
     fleet.close().await;
+    database.finish().await;
+}
+
+/// A daemon that sweeps once, and makes tenants of `signups` users one after the other. Returns how many rows of the registry the server read for it,
+/// how long it was at work, and the longest wait of a user.
+async fn rows_read(database: &TestDatabase, signups: usize) -> (i64, Duration, Duration) {
+    let read = async || {
+        let read = "select coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint from pg_stat_user_tables where schemaname = 'tenantd'";
+        database.superuser().await.query_one(read, &[]).await.expect("count").get::<_, i64>(0)
+    };
+    // Whom only a sweep can find, so that it says when it is done.
+    let missed =
+        "set session_replication_role = replica; insert into public.users (email) values (gen_random_uuid()::text)";
+    execute(database, missed).await;
+    let (before, start) = (read().await, std::time::Instant::now());
+    let program = Program::for_database(database).setting("signup.notify", "false").setting("sweep.every", "1h");
+    let daemon = program.start();
+    daemon.wait_for_line("sweep done", 4 * SOON).await;
+    let mut longest = Duration::ZERO;
+    for _ in 0..signups {
+        let began = std::time::Instant::now();
+        let key = database.sign_up(&uuid::Uuid::new_v4().to_string()).await;
+        until("the tenant", SOON, async || row(database, &key).await["state"] == "ready").await;
+        longest = longest.max(began.elapsed());
+    }
+    // What a session read is counted when it ends, at the latest.
+    assert!(daemon.terminate().await.success());
+    (read().await - before, start.elapsed(), longest)
+}
+
+/// Goal: a look costs what is due, and not what was ever done, also where a transaction that stays open keeps all that is dead. Method: a registry full of
+/// tenants of long ago, an inbox full of signups that were taken in, a transaction open from before; a daemon that sweeps once is compared with one
+/// that also makes twenty tenants and looks ten times a second: between them lies no more than what the brakes count: all tenants once a second, each by
+/// the intake, the keeper and who makes one.
+#[tokio::test]
+async fn old_rows_cost_a_look_nothing() {
+    let database = TestDatabase::new().await;
+    Fleet::install(&database, &[]).await.close().await;
+    let rows = times(20_000, 1_000_000);
+    let open = database.superuser().await;
+    open.batch_execute("begin isolation level repeatable read; select count(*) from tenantd.tenant")
+        .await
+        .expect("a snapshot");
+    let old = format!(
+        "insert into tenantd.tenant (key, state, work, attempt, due_at, created_at, cluster)
+             select gen_random_uuid(), 'deleted', 'idle', 3, now() - interval '1 year', now() - interval '2 years', 'main'
+             from generate_series(1, {rows});
+         insert into tenantd.signup (key) select gen_random_uuid() from generate_series(1, {rows});
+         delete from tenantd.signup"
+    );
+    execute(&database, &old).await;
+    // As autovacuum does within a minute.
+    execute(&database, "analyze tenantd.tenant; analyze tenantd.signup").await;
+    let (idle, ..) = rows_read(&database, 0).await;
+    let (busy, length, longest) = rows_read(&database, 20).await;
+    tell(&format!(
+        "beside {rows} old rows: {idle} rows read for a start and its sweep, {busy} in {length:?} with twenty tenants, the longest in {longest:?}"
+    ));
+    let counts = 3 * i64::try_from(length.as_secs() + 3).expect("few");
+    let all = i64::try_from(rows).expect("few");
+    assert!(busy - idle < counts * all, "{idle} rows without, {busy} in {length:?} with twenty tenants");
+    open.batch_execute("commit").await.expect("end it");
+    drop(open);
+    execute(&database, "delete from tenantd.tenant where state = 'deleted'").await;
     database.finish().await;
 }

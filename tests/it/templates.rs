@@ -371,3 +371,57 @@ async fn a_half_built_template_of_an_overtaken_set_is_dropped() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
     database.finish().await;
 }
+
+/// Goal: collations of another version than the server's, as after an upgrade of the machine, are got over where that can be: a template of ours is built
+/// anew; where it is the server's own template0, signups wait, nobody is blamed, one ERROR says what an administrator is to do, and then all goes on
+/// by itself. Method: on a server of its own the version that a database was made with is overwritten, as an upgrade would make it differ.
+#[tokio::test]
+async fn collations_of_another_version_are_got_over() {
+    let server = TestServer::builder().start();
+    let database = TestDatabase::on(&server).await;
+    let client = database.superuser().await;
+    let version: i32 =
+        client.query_one("select current_setting('server_version_num')::int", &[]).await.expect("ask").get(0);
+    let kept =
+        "select count(*) from pg_attribute where attrelid = 'pg_database'::regclass and attname = 'datcollversion'";
+    let kept: i64 = client.query_one(kept, &[]).await.expect("ask").get(0);
+    assert_eq!(kept == 1, version >= 150_000, "servers before 15 keep no such version");
+    if kept == 0 {
+        drop(client);
+        return database.finish().await;
+    }
+    let program = Program::for_database(&database).setting("signup.poll", "250ms").setting("sweep.every", "1s");
+    let daemon = program.start().allow("could not be built").allow("the server fails").allow("the server failed");
+    let of_ours = "select name from tenantd.template where completed_at is not null and retired_at is null";
+    until("a template", SOON, async || client.query_opt(of_ours, &[]).await.is_ok_and(|row| row.is_some())).await;
+    let first: String = client.query_one(of_ours, &[]).await.expect("it").get(0);
+    let outdate = |name: &str, version: &str| {
+        format!("update pg_database set datcollversion = {version} where datname = '{name}'")
+    };
+    let real = "select datcollversion from pg_database where datname = 'template0'";
+    let real: Option<String> = client.query_one(real, &[]).await.expect("ask").get(0);
+    let real = real.map_or_else(|| "null".to_owned(), |version| format!("'{version}'"));
+    execute(&database, &outdate(&first, "'0'")).await;
+    let key = database.sign_up("one@example.org").await;
+    until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    assert_eq!(row(&database, &key).await["failures"], 0);
+    let second: String = client.query_one(of_ours, &[]).await.expect("another").get(0);
+    assert_ne!(first, second, "another template");
+
+    execute(&database, &outdate("template0", "'0'")).await;
+    execute(&database, &outdate(&second, "'0'")).await;
+    let said = daemon.lines().len();
+    let key = database.sign_up("two@example.org").await;
+    let told = daemon.wait_for_line_after(said, "\"ERROR\"", SOON).await;
+    assert!(told.contains("template0") && told.contains("refresh collation version"), "{told}");
+    let waiting = row(&database, &key).await;
+    assert_eq!((&waiting["state"], &waiting["failures"]), (&"requested".into(), &0.into()));
+    execute(&database, &outdate("template0", &real)).await;
+    until("the tenant", SOON, async || row(&database, &key).await["state"] == "ready").await;
+    assert_eq!(row(&database, &key).await["failures"], 0);
+    let errors = daemon.lines().iter().skip(said).filter(|line| line.contains("\"ERROR\"")).count();
+    assert_eq!(errors, 1, "{}", daemon.lines().join("\n"));
+    drop(client);
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}

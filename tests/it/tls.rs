@@ -15,7 +15,7 @@ use crate::fleet::row;
 use crate::pages::Pages;
 use crate::support::certificates::{Authority, Certificate, Validity, bundle, self_signed};
 use crate::support::count::times;
-use crate::support::daemon::{Daemon, Program};
+use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::until::until;
@@ -126,8 +126,12 @@ async fn a_bundle_is_rotated_under_a_running_daemon() {
     let pages = Pages::reserve();
     let program = Program::for_database(&database).setting("main.url", &url).setting("http.listen", &pages.listen());
     let daemon = program.start();
-    let said = ["the registry cannot be read", "the doorbell is not heard", "the server fails", "the sweep could not"];
-    let daemon = said.into_iter().fold(daemon, Daemon::allow);
+    let daemon = daemon.allow_all(&[
+        "the registry cannot be read",
+        "the doorbell is not heard",
+        "the server fails",
+        "the sweep could not",
+    ]);
     daemon.wait_for_line("tenantd is at work", SOON).await;
     let key = database.sign_up("before@example.org").await;
     until("its tenant is ready", SOON, async || row(&database, &key).await["state"] == "ready").await;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use native_tls::TlsConnector;
@@ -48,6 +48,8 @@ pub struct TestServer {
     pub(super) user: Option<String>,
     pub(super) port: u16,
     pub(super) authority: Authority,
+    /// What clients of tests connect with, made once: that takes longer than a login.
+    pub(super) connector: OnceLock<TlsConnector>,
     pub(super) process: Mutex<Option<Child>>,
     /// What `database` makes once for the whole server.
     pub(super) prepared: OnceCell<()>,
@@ -123,6 +125,7 @@ impl Builder {
             port: free_port(),
             process: Mutex::new(None),
             prepared: OnceCell::new(),
+            connector: OnceLock::new(),
             authority,
             directory,
         };
@@ -244,15 +247,18 @@ impl TestServer {
     /// What a connection over TLS is made with, for whoever makes one by itself.
     #[must_use]
     pub fn verified(&self, role: &str, password: &str, database: &str) -> (Config, MakeTlsConnector) {
-        let root = fs::read(self.authority.root()).expect("read the root");
-        let root = native_tls::Certificate::from_pem(&root).expect("a certificate");
-        let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+        let connector = self.connector.get_or_init(|| {
+            let root = fs::read(self.authority.root()).expect("read the root");
+            let root = native_tls::Certificate::from_pem(&root).expect("a certificate");
+            let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+            connector.expect("a connector")
+        });
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.port).user(role).password(password).dbname(database);
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
         // By which tenantd's code knows that no pooler is in between.
         config.options("-c tenantd.session=on");
-        (config, MakeTlsConnector::new(connector.expect("a connector")))
+        (config, MakeTlsConnector::new(connector.clone()))
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {

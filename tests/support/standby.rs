@@ -30,6 +30,7 @@ impl TestServer {
             authority: self.authority.clone(),
             process: Mutex::new(None),
             prepared: self.prepared.clone(),
+            connector: self.connector.clone(),
             directory,
         };
         // The log of writes is a link into the first server's directory.

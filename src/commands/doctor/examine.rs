@@ -168,7 +168,9 @@ impl Patient<'_> {
                 format!("as an administrator: alter role {} bypassrls", self.config.main.user()),
             ),
             Ok(table) => {
-                Diagnosis::ok(Check::Signup, format!("a trigger on {} can serve, by column {}", table.name, table.id))
+                let with = table.when.map(|when| format!(", for rows with {}", when.written)).unwrap_or_default();
+                let text = format!("a trigger on {} can serve, by column {}{with}", table.name, table.id);
+                Diagnosis::ok(Check::Signup, text)
             }
             Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => {
                 Diagnosis::of(Check::Signup, Verdict::Wrong, &error)

@@ -159,11 +159,16 @@ impl Status<'_> {
                 ));
             }
         };
-        let (signups, departures) = (
+        let (signups, updates, departures) = (
             (
                 "tenantd_signup",
                 "so only sweeps find its signups",
                 ["trigger_missing", "trigger_wrong", "trigger_disabled"],
+            ),
+            (
+                "tenantd_signup_update",
+                "so only sweeps find those of whom an update makes signups",
+                ["update_trigger_missing", "update_trigger_wrong", "update_trigger_disabled"],
             ),
             (
                 "tenantd_departure",
@@ -172,6 +177,7 @@ impl Status<'_> {
             ),
         );
         let each = signup.triggers.iter().map(|one| (signups, one));
+        let each = each.chain(signup.updates.iter().map(|one| (updates, one)));
         for ((name, so, words), (on, trigger)) in each.chain(signup.departures.iter().map(|one| (departures, one))) {
             let enable = format!("As the table's owner: alter table {on} enable trigger {name}");
             let setup = "`tenantd setup` puts it right.".to_owned();

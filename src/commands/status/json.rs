@@ -122,7 +122,7 @@ fn signup(status: &Status<'_>) -> Value {
         Trigger::Wrong => "wrong",
     };
     match &status.signup {
-        Ok(Signup { table, triggers, departures }) => {
+        Ok(Signup { table, triggers, updates, departures }) => {
             let each = |triggers: &[(String, Trigger)]| {
                 let one = |(on, trigger): &(String, Trigger)| json!({ "table": on, "trigger": word(*trigger) });
                 triggers.iter().map(one).collect::<Vec<_>>()
@@ -130,7 +130,9 @@ fn signup(status: &Status<'_>) -> Value {
             json!({
                 "table": table.name,
                 "id_column": table.id,
+                "when": table.when.as_ref().map(|when| &when.written),
                 "triggers": each(triggers),
+                "update_triggers": each(updates),
                 "departure_triggers": each(departures),
                 "users_hidden": table.rows_hidden,
                 "error": null,

@@ -21,7 +21,7 @@ use crate::registry::sets::{Relations, Standing};
 use crate::registry::signup::{self, Table};
 use crate::registry::sweep::Room;
 use crate::registry::triggers::Trigger;
-use crate::registry::{Registry, departure};
+use crate::registry::{Registry, departure, signup_triggers};
 
 /// Everything that status shows.
 struct Status<'a> {
@@ -45,6 +45,8 @@ struct Signup {
     table: Table,
     /// Each table that needs a trigger, with how that stands.
     triggers: Vec<(String, Trigger)>,
+    /// The same of the triggers on updates that make signups; none where every row counts as one.
+    updates: Vec<(String, Trigger)>,
     /// The same of the triggers that follow deleted users; none where these are not followed.
     departures: Vec<(String, Trigger)>,
 }
@@ -137,12 +139,15 @@ async fn read_signup(registry: &Registry, config: &Config) -> Result<Result<Sign
         Err(error) if matches!(error.kind(), Kind::Usage | Kind::Rights) => return Ok(Err(error)),
         Err(error) => return Err(error),
     };
-    let (mut triggers, mut departures) = (Vec::new(), Vec::new());
+    let (mut triggers, mut updates, mut departures) = (Vec::new(), Vec::new(), Vec::new());
+    for wanted in signup_triggers::wanted(&table) {
+        let found = if wanted.name == signup_triggers::ON_UPDATE { &mut updates } else { &mut triggers };
+        found.push((wanted.on.to_owned(), wanted.stands(&session).await?));
+    }
     for on in &table.triggers_on {
-        triggers.push((on.clone(), signup::trigger(&session, on, table.by_row).await?));
         if config.signup.on_delete == OnDelete::Drop {
             departures.push((on.clone(), departure::trigger(&session, on, table.by_row).await?));
         }
     }
-    Ok(Ok(Signup { table, triggers, departures }))
+    Ok(Ok(Signup { table, triggers, updates, departures }))
 }

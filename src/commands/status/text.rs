@@ -169,14 +169,16 @@ fn signups(status: &Status<'_>) -> String {
         Trigger::Wrong => "wrong",
     };
     match &status.signup {
-        Ok(Signup { table, triggers, .. }) => {
-            let all_right = triggers.iter().all(|(_, trigger)| *trigger == Trigger::Right);
+        Ok(Signup { table, triggers, updates, .. }) => {
+            let with = table.when.as_ref().map(|when| format!(" with {}", line(&when.written))).unwrap_or_default();
+            let all_right = triggers.iter().chain(updates).all(|(_, trigger)| *trigger == Trigger::Right);
             if all_right {
-                return format!("into {}, trigger in place", table.name);
+                let trigger = if updates.is_empty() { "trigger" } else { "triggers" };
+                return format!("into {}{with}, {trigger} in place", table.name);
             }
-            let each: Vec<_> =
-                triggers.iter().map(|(on, trigger)| format!("trigger on {on} {}", words(trigger))).collect();
-            format!("into {}, {}", table.name, each.join(", "))
+            let each = triggers.iter().map(|(on, trigger)| format!("trigger on {on} {}", words(trigger)));
+            let updates = updates.iter().map(|(on, trigger)| format!("on updates of {on} {}", words(trigger)));
+            format!("into {}{with}, {}", table.name, each.chain(updates).collect::<Vec<_>>().join(", "))
         }
         Err(_) => "not noticed, see below".to_owned(),
     }

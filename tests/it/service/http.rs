@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::daemon::DEADLINE;
+use crate::support::place::free_port;
 use crate::support::until::until;
 
 /// The pages of a daemon that is not there.
@@ -62,7 +63,9 @@ impl Site {
             read(database).boxed()
         });
         let state = HttpState::new(conditions.clone(), heartbeats.clone(), Metrics::new(&conditions), read);
-        let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+        // Not one of the kernel's own choice, which it would give to the next who asks as soon as this one has ended.
+        let address = format!("127.0.0.1:{}", free_port()).parse().expect("an address");
+        let listener = bind(address).await.expect("a free port");
         let (address, stop, tasks) =
             (listener.local_addr().expect("its address"), CancellationToken::new(), Tasks::new());
         tasks.spawn("http", serve(listener, state, stop.clone()));

@@ -52,6 +52,8 @@ fn well<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
     let table = Table {
         name: "public.users".to_owned(),
         id: "id".to_owned(),
+        id_name: "id".to_owned(),
+        when: None,
         triggers_on: vec!["public.users".to_owned()],
         by_row: false,
         rows_hidden: false,
@@ -76,7 +78,7 @@ fn well<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
         registry: Uuid::nil(),
         fleet,
         room: Room { tenants: 120, last_hour: 3 },
-        signup: Ok(Signup { table, triggers, departures: Vec::new() }),
+        signup: Ok(Signup { table, triggers, updates: Vec::new(), departures: Vec::new() }),
         set,
         relations: Relations::default(),
         newer: 0,
