@@ -1,4 +1,4 @@
-//! Sessions on the main database, kept for the next who needs one.
+//! Sessions kept for the next who needs one, on the main database as a rule.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -75,16 +75,27 @@ impl Pool {
     /// A pool of at most `size` sessions, at least one. None is opened before it is needed.
     #[must_use]
     pub fn new(server: Server, size: usize, application_name: impl Into<String>) -> Pool {
-        Self::made(Maker { server, application_name: application_name.into(), tenants: None }, size)
+        let maker = Maker { server, application_name: application_name.into(), database: None, wiped: false };
+        Self::made(maker, size)
+    }
+
+    /// A pool as by [`Pool::new`] on another database of the server.
+    #[must_use]
+    pub fn elsewhere(
+        server: Server,
+        size: usize,
+        application_name: impl Into<String>,
+        database: impl Into<String>,
+    ) -> Pool {
+        let (application_name, database) = (application_name.into(), Some(database.into()));
+        Self::made(Maker { server, application_name, database, wiped: false }, size)
     }
 
     /// A pool for the work in tenants that share the database `database`: nothing that one left in a session reaches the next.
     #[must_use]
     pub fn of_tenants(server: Server, size: usize, database: impl Into<String>) -> Pool {
-        Self::made(
-            Maker { server, application_name: "tenantd:tenants".to_owned(), tenants: Some(database.into()) },
-            size,
-        )
+        let application_name = "tenantd:tenants".to_owned();
+        Self::made(Maker { server, application_name, database: Some(database.into()), wiped: true }, size)
     }
 
     fn made(maker: Maker, size: usize) -> Pool {
@@ -254,8 +265,10 @@ impl fmt::Debug for Pool {
 struct Maker {
     server: Server,
     application_name: String,
-    /// The database that tenants share, in which whoever has a session may leave what he likes; `None`: the main database, and our own statements.
-    tenants: Option<String>,
+    /// `None`: the main database.
+    database: Option<String>,
+    /// Whether whoever has a session may leave in it what he likes: the next finds nothing of that.
+    wiped: bool,
 }
 
 impl managed::Manager for Maker {
@@ -263,8 +276,8 @@ impl managed::Manager for Maker {
     type Error = Error;
 
     async fn create(&self) -> Result<Kept> {
-        let session = self.server.connect(self.tenants.as_deref(), &self.application_name).await?;
-        if self.tenants.is_some() {
+        let session = self.server.connect(self.database.as_deref(), &self.application_name).await?;
+        if self.wiped {
             return Ok(Kept { session, in_order: AtomicBool::new(true) });
         }
         let limit = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
@@ -279,10 +292,10 @@ impl managed::Manager for Maker {
         if kept.session.is_closed() {
             return Err(RecycleError::message("the connection has ended"));
         }
-        if self.tenants.is_none() && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
+        if !self.wiped && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
             return Ok(());
         }
-        if self.tenants.is_some() {
+        if self.wiped {
             // Refuses in a transaction that was left open.
             kept.session.batch_execute("discard all").await.doing(|| "clean a session of the tenants".to_owned())?;
             return Ok(());

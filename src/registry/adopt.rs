@@ -69,6 +69,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn databases_named(&self, names: &[String]) -> Result<Vec<Found>> {
+        self.see(&names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         let parameters: super::Parameters<'_> = &[(&names, Type::TEXT_ARRAY), (&RANDOM_PREFIX, Type::TEXT)];
         let rows = self.query(FOUND, parameters, || "look at databases".to_owned()).await?;
         let read = |row| {
@@ -130,13 +131,15 @@ impl Registry {
     /// # Errors
     /// [`Kind::Conflict`] when it is not. The server's.
     pub async fn own_database(&self, database: &Found, key: &str, owner: &str) -> Result<()> {
-        let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to own a database".to_owned())?;
-        as_shown(&transaction, database, key).await?;
         let (name, owner) = (quote::identifier(&database.name), quote::identifier(owner));
-        let give = format!("alter database {name} owner to {owner}");
-        transaction.batch_execute(&give).await.doing(|| format!("give the database {name} to {owner}"))?;
-        transaction.commit().await.doing(|| format!("give the database {name} to {owner}"))
+        let what = format!("give the {} {name} to {owner}", self.isolation);
+        self.see(&[&database.name]).await?;
+        let mut session = self.session().await?;
+        let transaction = session.transaction().await.doing(|| what.clone())?;
+        as_shown(&transaction, database, key).await?;
+        let give = format!("alter {} {name} owner to {owner}", self.isolation);
+        self.carry_out(&transaction, &give, &what).await?;
+        transaction.commit().await.doing(|| what)
     }
 
     /// Makes the database the tenant's: marked, recorded ready, due for a look. `claim`: the tenant's, where there is one by that key.
@@ -148,7 +151,8 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the database has changed since, or the key signed up meanwhile: nothing was changed.
     pub async fn adopt(&self, claim: Option<&Claim>, adoption: Adoption<'_>) -> Result<()> {
         let Adoption { key, database, version, migration_set, detail } = adoption;
-        let doing = || format!("adopt the database {:?}", database.name);
+        let doing = || format!("adopt the {} {:?}", self.isolation, database.name);
+        self.see(&[&database.name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(doing)?;
         as_shown(&transaction, database, key).await?;
@@ -178,8 +182,8 @@ impl Registry {
             None => return Err(changed(format!("tenant {key} came into the registry meanwhile"))),
         }
         let marker = quote::literal(&Marker::of(self.id, key).to_string());
-        let mark = format!("comment on database {} is {marker}", quote::identifier(&database.name));
-        transaction.batch_execute(&mark).await.doing(doing)?;
+        let mark = format!("comment on {} {} is {marker}", self.isolation, quote::identifier(&database.name));
+        self.carry_out(&transaction, &mark, &doing()).await?;
         let event = "insert into tenantd.event (key, what, who, detail) values ($1, $2, $3, $4)";
         let parameters: super::Parameters<'_> =
             &[(&key, Type::TEXT), (&What::Adopted.word(), Type::TEXT), (&self.who, Type::TEXT), (&detail, Type::TEXT)];
@@ -196,6 +200,9 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when a database of its name is there after all.
     pub async fn begin_anew(&self, claim: &Claim) -> Result<()> {
+        if let Some(name) = &claim.name {
+            self.see(&[name]).await?;
+        }
         let sql = "with anew as (
                 update tenantd.tenant t set state = 'requested', work = 'due', due_at = now(), failures = 0, leased_until = null,
                     leased_by = null, database_oid = null, version = null, migration_set = null, migrated_from = null, access = null,

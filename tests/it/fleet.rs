@@ -31,14 +31,13 @@ pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     let settings = [
         ("main.url", database.url()),
-        ("tenant.isolation", database.isolation().word().to_owned()),
         ("tenant.prefix", database.prefix().to_owned()),
         ("tenant.owner", "tenant_owner".to_owned()),
         ("tenant.use", "app".to_owned()),
         ("http.listen", String::new()),
         ("spares.max", "0".to_owned()),
     ];
-    sources.flags.extend(settings.map(|(key, value)| (key.to_owned(), value)));
+    sources.flags.extend(settings.into_iter().chain(database.isolating()).map(|(key, value)| (key.to_owned(), value)));
     sources.flags.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     load(&sources).expect("the test's settings").config
 }
@@ -108,7 +107,7 @@ impl Fleet {
     async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
-        let worker = Worker::new("test", "test", "test", 12, config.tenant.isolation);
+        let worker = Worker::new("test", "test", "test", 12, &config.tenant);
         let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set), Supply::default()).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })

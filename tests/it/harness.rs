@@ -145,7 +145,9 @@ async fn the_audit_finds_each_thing() {
     database.sign_up("nobody-recorded@example.org").await;
     let client = database.superuser().await;
     assert!(
-        audit(&client, database.isolation(), database.prefix(), &[Finding::UserWithoutTenant]).await.is_empty(),
+        audit(&client, &database.place(&client).await, database.prefix(), &[Finding::UserWithoutTenant])
+            .await
+            .is_empty(),
         "no registry: no findings"
     );
     let (one, two) = (format!("{}one", database.prefix()), format!("{}two", database.prefix()));
@@ -168,7 +170,7 @@ async fn the_audit_finds_each_thing() {
     ] {
         client.batch_execute(&statement).await.expect(&statement);
     }
-    let found = audit(&client, database.isolation(), database.prefix(), &[]).await;
+    let found = audit(&client, &database.place(&client).await, database.prefix(), &[]).await;
     for finding in Finding::ALL {
         assert!(found.iter().any(|line| line.starts_with(&format!("{finding:?}: "))), "{finding:?} not in {found:#?}");
     }

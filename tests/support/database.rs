@@ -22,7 +22,8 @@ pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
 pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
-/// What tenants have of their own in every test that does not say: `database`, the default, or `schema`.
+/// What tenants have of their own in every test that does not say: `database`, the default, `schema`, or `elsewhere`, a schema in another database than
+/// the main one.
 const ISOLATION: &str = "TENANTD_TEST_ISOLATION";
 
 /// Cloned for every test, and never entered.
@@ -41,6 +42,8 @@ pub struct TestDatabase {
     name: String,
     prefix: String,
     isolation: Isolation,
+    /// The database that tenants' schemas are in; `None`: this one.
+    tenants_in: Option<String>,
     allowed: Vec<Finding>,
     finished: bool,
 }
@@ -66,13 +69,15 @@ impl TestDatabase {
             name,
             prefix: format!("t{random}_"),
             isolation: Isolation::Database,
+            tenants_in: None,
             allowed: Vec::new(),
             finished: false,
         };
         match std::env::var_os(ISOLATION) {
             Some(schema) if schema == "schema" => database.with_schemas().await,
+            Some(schema) if schema == "elsewhere" => database.with_schemas_elsewhere(),
             Some(other) if other != "database" => {
-                panic!("{ISOLATION} is {}, and not database or schema", other.display())
+                panic!("{ISOLATION} is {}, and not database, schema or elsewhere", other.display())
             }
             _ => database,
         }
@@ -84,6 +89,21 @@ impl TestDatabase {
         self.superuser().await.batch_execute(&grant).await.expect("let tenantd make schemas");
         self.isolation = Isolation::Schema;
         self
+    }
+
+    /// Its tenants have a schema each in a database that they share, which tenantd makes.
+    pub fn with_schemas_elsewhere(mut self) -> Self {
+        self.isolation = Isolation::Schema;
+        self.tenants_in = Some(format!("tenants_of_{}", self.name));
+        self
+    }
+
+    /// The settings that say so.
+    #[must_use]
+    pub fn isolating(&self) -> Vec<(&'static str, String)> {
+        let isolation = ("tenant.isolation", self.isolation.word().to_owned());
+        let database = self.tenants_in.as_ref().map(|database| ("tenant.database", database.clone()));
+        std::iter::once(isolation).chain(database).collect()
     }
 
     /// What its tenants have of their own.
@@ -162,9 +182,36 @@ impl TestDatabase {
         if self.isolation == Isolation::Database {
             return self.server.superuser(name).await;
         }
-        let client = self.superuser().await;
+        let client = self.server.superuser(self.around_tenants()).await;
         client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
         client
+    }
+
+    /// The database that the tenants' schemas are in.
+    fn around_tenants(&self) -> &str {
+        self.tenants_in.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Where its tenants may be, for a look by `client`: where that is another database, as it is now.
+    pub async fn place(&self, client: &Client) -> String {
+        let Some(database) = &self.tenants_in else { return place(self.isolation).to_owned() };
+        let there = "select exists (select from pg_database where datname = $1)";
+        let seen = if client.query_one(there, &[database]).await.expect("look for it").get(0) {
+            let select = format!(
+                "select coalesce(json_agg(json_build_object('name', name, 'oid', oid::bigint, 'marker', marker, 'acl', acl::text)), '[]')::text from {} p",
+                place(self.isolation)
+            );
+            let there = self.server.superuser(database).await;
+            there.query_one(&select, &[]).await.expect("look there").get::<_, String>(0)
+        } else {
+            "[]".to_owned()
+        };
+        let fill = "drop table if exists pg_temp.place; create temporary table place (name text, oid bigint, marker text, acl aclitem[])";
+        client.batch_execute(fill).await.expect("make a table of places");
+        let insert = "insert into pg_temp.place select name, oid, marker, acl::aclitem[]
+                      from json_to_recordset($1::text::json) r(name text, oid bigint, marker text, acl text)";
+        client.execute(insert, &[&seen]).await.expect("fill it");
+        "pg_temp.place".to_owned()
     }
 
     /// The same as the application's role.
@@ -172,7 +219,7 @@ impl TestDatabase {
         if self.isolation == Isolation::Database {
             return self.server.client("app", APP_PASSWORD, name).await;
         }
-        let client = self.app().await;
+        let client = self.server.client("app", APP_PASSWORD, self.around_tenants()).await;
         client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
         client
     }
@@ -195,9 +242,10 @@ impl TestDatabase {
 
     /// Names of the databases, or schemas, that bear this test's prefix, in order.
     pub async fn tenant_databases(&self) -> Vec<String> {
-        let place = place(self.isolation);
+        let client = self.superuser().await;
+        let place = self.place(&client).await;
         let select = format!("select name from {place} p where starts_with(name, $1) order by 1");
-        let rows = self.superuser().await.query(&select, &[&self.prefix]).await.expect("list the tenants");
+        let rows = client.query(&select, &[&self.prefix]).await.expect("list the tenants");
         rows.iter().map(|row| row.get(0)).collect()
     }
 
@@ -213,7 +261,7 @@ impl TestDatabase {
     /// With everything that was found and not allowed; then nothing is removed.
     pub async fn finish(mut self) {
         let client = self.superuser().await;
-        let found = audit(&client, self.isolation, &self.prefix, &self.allowed).await;
+        let found = audit(&client, &self.place(&client).await, &self.prefix, &self.allowed).await;
         assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
         let mut databases = Vec::new();
         if self.isolation == Isolation::Database {
@@ -221,6 +269,7 @@ impl TestDatabase {
             databases.extend(self.spares(&client).await);
         }
         drop(client);
+        databases.extend(self.tenants_in.clone());
         databases.push(self.name.clone());
         let admin = self.server.superuser("postgres").await;
         for name in databases {
