@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::claim::{Claim, fenced};
 use super::events::What;
 use super::{Registry, field};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
 use crate::tenant::{Marker, RANDOM_PREFIX};
@@ -130,13 +131,14 @@ impl Registry {
     /// # Errors
     /// [`Kind::Conflict`] when it is not. The server's.
     pub async fn own_database(&self, database: &Found, key: &str, owner: &str) -> Result<()> {
+        let kind = self.isolation;
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to own a database".to_owned())?;
-        as_shown(&transaction, database, key).await?;
+        let transaction = session.transaction().await.doing(|| format!("begin to own a {kind}"))?;
+        as_shown(&transaction, kind, database, key).await?;
         let (name, owner) = (quote::identifier(&database.name), quote::identifier(owner));
-        let give = format!("alter database {name} owner to {owner}");
-        transaction.batch_execute(&give).await.doing(|| format!("give the database {name} to {owner}"))?;
-        transaction.commit().await.doing(|| format!("give the database {name} to {owner}"))
+        let give = format!("alter {kind} {name} owner to {owner}");
+        transaction.batch_execute(&give).await.doing(|| format!("give the {kind} {name} to {owner}"))?;
+        transaction.commit().await.doing(|| format!("give the {kind} {name} to {owner}"))
     }
 
     /// Makes the database the tenant's: marked, recorded ready, due for a look. `claim`: the tenant's, where there is one by that key.
@@ -148,10 +150,11 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the database has changed since, or the key signed up meanwhile: nothing was changed.
     pub async fn adopt(&self, claim: Option<&Claim>, adoption: Adoption<'_>) -> Result<()> {
         let Adoption { key, database, version, migration_set, detail } = adoption;
-        let doing = || format!("adopt the database {:?}", database.name);
+        let kind = self.isolation;
+        let doing = || format!("adopt the {kind} {:?}", database.name);
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(doing)?;
-        as_shown(&transaction, database, key).await?;
+        as_shown(&transaction, kind, database, key).await?;
         let attempt = claim.map(|claim| claim.attempt);
         let sql = match claim {
             Some(_) => format!(
@@ -178,7 +181,7 @@ impl Registry {
             None => return Err(changed(format!("tenant {key} came into the registry meanwhile"))),
         }
         let marker = quote::literal(&Marker::of(self.id, key).to_string());
-        let mark = format!("comment on database {} is {marker}", quote::identifier(&database.name));
+        let mark = format!("comment on {kind} {} is {marker}", quote::identifier(&database.name));
         transaction.batch_execute(&mark).await.doing(doing)?;
         let event = "insert into tenantd.event (key, what, who, detail) values ($1, $2, $3, $4)";
         let parameters: super::Parameters<'_> =
@@ -196,6 +199,7 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when a database of its name is there after all.
     pub async fn begin_anew(&self, claim: &Claim) -> Result<()> {
+        let detail = format!("its {} is lost; it gets an empty one", self.isolation);
         let sql = "with anew as (
                 update tenantd.tenant t set state = 'requested', work = 'due', due_at = now(), failures = 0, leased_until = null,
                     leased_by = null, database_oid = null, version = null, migration_set = null, migrated_from = null, access = null,
@@ -204,13 +208,14 @@ impl Registry {
                 where key = $1 and attempt = $2 and leased_by = $3 and leased_until > clock_timestamp()
                 and not exists (select from tenantd.place d where d.name = t.name) returning key
             )
-            insert into tenantd.event (key, what, who, detail) select key, $4, $5, 'its database is lost; it gets an empty one' from anew";
+            insert into tenantd.event (key, what, who, detail) select key, $4, $5, $6 from anew";
         let parameters: super::Parameters<'_> = &[
             (&claim.key, Type::TEXT),
             (&claim.attempt, Type::INT8),
             (&self.worker, Type::TEXT),
             (&What::Reset.word(), Type::TEXT),
             (&self.who, Type::TEXT),
+            (&detail, Type::TEXT),
         ];
         let written = self.execute(sql, parameters, || format!("begin tenant {} anew", claim.key)).await?;
         fenced(written, claim)?;
@@ -224,7 +229,7 @@ fn changed(message: String) -> Error {
 }
 
 /// Whether the database is what a person has seen, and no other tenant's.
-async fn as_shown(transaction: &Transaction<'_>, database: &Found, key: &str) -> Result<()> {
+async fn as_shown(transaction: &Transaction<'_>, kind: Isolation, database: &Found, key: &str) -> Result<()> {
     let Found { name, oid, comment, .. } = database;
     let same = "select from tenantd.place d
                 where d.name = $1 and d.oid = $2 and d.marker is not distinct from $3
@@ -233,7 +238,7 @@ async fn as_shown(transaction: &Transaction<'_>, database: &Found, key: &str) ->
     transaction
         .query_typed_opt(same, &[(name, Type::TEXT), (oid, Type::OID), (comment, Type::TEXT), (&key, Type::TEXT)])
         .await
-        .doing(|| format!("look at the database {name:?} once more"))?
+        .doing(|| format!("look at the {kind} {name:?} once more"))?
         .map(drop)
-        .ok_or_else(|| changed(format!("the database {name:?} is not what it was a moment ago")))
+        .ok_or_else(|| changed(format!("the {kind} {name:?} is not what it was a moment ago")))
 }

@@ -7,6 +7,7 @@ use super::field;
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
+use crate::tenant::RANDOM_PREFIX;
 
 /// Lets the application's roles read the view and wait.
 ///
@@ -73,7 +74,8 @@ pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Ve
 }
 
 /// Makes sure that the tenants' owner owns nothing but tenants, where these have schemas in the main database: its migrations could reach that. A role
-/// that it is a member of counts as itself.
+/// that it is a member of counts as itself. Whatever is named as a tenant is taken for one, restored or left over: a sweep tells of it, and it must
+/// not stop the others.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what it owns.
@@ -84,7 +86,8 @@ pub(super) async fn owner_has_tenants_only(client: &Client, config: &Config) -> 
             "with tenants as (
                  select n.oid from pg_namespace n left join pg_description m on m.objoid = n.oid and m.classoid = 'pg_namespace'::regclass and m.objsubid = 0
                  where starts_with(m.description, 'tenantd ' || (select id from tenantd.registry) || ' ')
-                 or n.nspname in (select name from tenantd.spare) or n.nspname ~ '^pg_(toast|temp)'
+                 or n.nspname in (select name from tenantd.tenant) or starts_with(n.nspname, $2) or $3 <> '' and starts_with(n.nspname, $3)
+                 or n.nspname ~ '^pg_(toast|temp)'
              ), own as (
                  select format('%I.%I', n.nspname, c.relname) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
                  where pg_has_role($1, c.relowner, 'usage') and c.relnamespace not in (select oid from tenants) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
@@ -93,7 +96,7 @@ pub(super) async fn owner_has_tenants_only(client: &Client, config: &Config) -> 
                  where pg_has_role($1, n.nspowner, 'usage') and n.oid not in (select oid from tenants)
              )
              select array(select name from own order by 1 limit 5) as named, (select count(*) from own) as number",
-            &[(owner, Type::TEXT)],
+            &[(owner, Type::TEXT), (&RANDOM_PREFIX, Type::TEXT), (&config.tenant.names.prefix(), Type::TEXT)],
         )
         .await
         .doing(|| format!("look what role {owner:?} owns"))?;

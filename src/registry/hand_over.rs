@@ -121,7 +121,7 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours; [`Kind::InUse`].
     pub async fn set_aside(&self, claim: &Claim, name: &str, aside: &str) -> Result<()> {
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to set a database aside".to_owned())?;
+        let transaction = session.transaction().await.doing(|| format!("begin to set a {} aside", self.isolation))?;
         self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
         transaction
@@ -139,8 +139,8 @@ impl Registry {
                 aside = quote::identifier(aside),
             ))
             .await
-            .doing(|| format!("rename the database {name:?} to {aside:?}"))?;
-        transaction.commit().await.doing(|| format!("set the database {name:?} aside"))?;
+            .doing(|| format!("rename the {} {name:?} to {aside:?}", self.isolation))?;
+        transaction.commit().await.doing(|| format!("set the {} {name:?} aside", self.isolation))?;
         reach(Point::SetAside).await;
         Ok(())
     }
@@ -151,11 +151,11 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn mend_database(&self, claim: &Claim, name: &str, statements: &str) -> Result<()> {
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to mend a database".to_owned())?;
+        let transaction = session.transaction().await.doing(|| format!("begin to mend a {}", self.isolation))?;
         self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
-        transaction.batch_execute(statements).await.doing(|| format!("mend the database {name:?}"))?;
-        transaction.commit().await.doing(|| format!("mend the database {name:?}"))?;
+        transaction.batch_execute(statements).await.doing(|| format!("mend the {} {name:?}", self.isolation))?;
+        transaction.commit().await.doing(|| format!("mend the {} {name:?}", self.isolation))?;
         reach(Point::Mended).await;
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn take_back(&self, claim: &Claim, name: &str) -> Result<()> {
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to take a database back".to_owned())?;
+        let transaction = session.transaction().await.doing(|| format!("begin to take a {} back", self.isolation))?;
         let oid = self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
         transaction
@@ -175,8 +175,8 @@ impl Registry {
                 &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&oid, Type::OID)],
             )
             .await
-            .doing(|| format!("record the database {name:?}"))?;
-        transaction.commit().await.doing(|| format!("take the database {name:?} back"))?;
+            .doing(|| format!("record the {} {name:?}", self.isolation))?;
+        transaction.commit().await.doing(|| format!("take the {} {name:?} back", self.isolation))?;
         reach(Point::TakenBack).await;
         Ok(())
     }
@@ -209,10 +209,10 @@ impl Registry {
                 &[(&name, Type::TEXT), (&marker, Type::TEXT)],
             )
             .await
-            .doing(|| format!("read the marker of the database {name:?}"))?
+            .doing(|| format!("read the marker of the {} {name:?}", self.isolation))?
             .map(drop)
             .ok_or_else(|| {
-                Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more"))
+                Error::new(Kind::Conflict, format!("the {} {name:?} does not bear our marker any more", self.isolation))
             })
     }
 }

@@ -10,7 +10,7 @@ use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::audit::{Finding, audit, place};
+use super::audit::{Finding, audit};
 use super::process::tell;
 use super::server::TestServer;
 use super::until::until;
@@ -30,6 +30,14 @@ const TEMPLATE: &str = "test_template";
 
 /// How long a session may take to end.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the tenants of tests that do not say have of their own.
+#[must_use]
+pub fn isolation() -> Isolation {
+    let Some(word) = std::env::var_os(ISOLATION) else { return Isolation::Database };
+    let known = word.to_str().and_then(Isolation::from_word);
+    known.unwrap_or_else(|| panic!("{ISOLATION} is {}, and not database or schema", word.display()))
+}
 
 /// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
 ///
@@ -69,12 +77,9 @@ impl TestDatabase {
             allowed: Vec::new(),
             finished: false,
         };
-        match std::env::var_os(ISOLATION) {
-            Some(schema) if schema == "schema" => database.with_schemas().await,
-            Some(other) if other != "database" => {
-                panic!("{ISOLATION} is {}, and not database or schema", other.display())
-            }
-            _ => database,
+        match isolation() {
+            Isolation::Database => database,
+            Isolation::Schema => database.with_schemas().await,
         }
     }
 
@@ -157,26 +162,6 @@ impl TestDatabase {
         self.server.superuser(&self.name).await
     }
 
-    /// A superuser's connection to a tenant's database, or to its schema.
-    pub async fn tenant_superuser(&self, name: &str) -> Client {
-        if self.isolation == Isolation::Database {
-            return self.server.superuser(name).await;
-        }
-        let client = self.superuser().await;
-        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
-        client
-    }
-
-    /// The same as the application's role.
-    pub async fn tenant_app(&self, name: &str) -> Client {
-        if self.isolation == Isolation::Database {
-            return self.server.client("app", APP_PASSWORD, name).await;
-        }
-        let client = self.app().await;
-        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
-        client
-    }
-
     /// A connection as the daemon's role.
     pub async fn tenantd(&self) -> Client {
         self.server.client("tenantd", TENANTD_PASSWORD, &self.name).await
@@ -191,14 +176,6 @@ impl TestDatabase {
     pub async fn sign_up(&self, email: &str) -> String {
         let insert = "insert into public.users (email) values ($1) returning id::text";
         self.app().await.query_one(insert, &[&email]).await.expect("a signup never fails").get(0)
-    }
-
-    /// Names of the databases, or schemas, that bear this test's prefix, in order.
-    pub async fn tenant_databases(&self) -> Vec<String> {
-        let place = place(self.isolation);
-        let select = format!("select name from {place} p where starts_with(name, $1) order by 1");
-        let rows = self.superuser().await.query(&select, &[&self.prefix]).await.expect("list the tenants");
-        rows.iter().map(|row| row.get(0)).collect()
     }
 
     /// Lets [`Self::finish`] meet `finding`: for tests that mean it.
@@ -285,6 +262,8 @@ async fn prepare(server: &TestServer) {
         "create role tenantd login createdb password '{TENANTD_PASSWORD}';
          create role tenant_owner nologin;
          grant tenant_owner to tenantd {options};
+         create role main_owner nologin;
+         grant main_owner to tenantd {options};
          create role app login password '{APP_PASSWORD}';
          create role stranger login password '{STRANGER_PASSWORD}';"
     );
