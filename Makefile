@@ -1,4 +1,4 @@
-# make test: everything a change must pass.    make demo: tenantd at work, on a server of its own.
+# make test: everything a change must pass.    make test-schemas: the part of it where tenants have schemas.    make demo: tenantd at work, on a server of its own.
 # make bench: how fast it is, beside yardsticks (BENCH.md).    make bench-quick: the same in three minutes.
 # make test-long: each fault as often as docs/faults.md says.    make chaos MINUTES=10 SEED=1: all of them at once.
 # All install what the machine lacks; see .ci/install-needs.
@@ -9,13 +9,18 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Most tests wait for a server or a daemon most of their time: more of them at once than there are cores.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: test test-long test-matrix chaos demo bench bench-quick needs
+.PHONY: test test-schemas test-long test-matrix chaos demo bench bench-quick needs
 
 test: needs
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 	cargo test --locked
+	.ci/test-schemas
+
+# The tests of tests/it once more, where each tenant has a schema instead of a database.
+test-schemas: needs
+	.ci/test-schemas
 
 test-long: needs
 	TENANTD_TEST_LONG=1 cargo test --locked --test it

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tenantd::config::Isolation;
 use tenantd::migrations::compare::{Recorded, compare};
 use tenantd::migrations::split::split;
 use tenantd::migrations::{Migration, MigrationSet, Mode};
@@ -37,6 +38,7 @@ fn planner(criterion: &mut Criterion) {
     for number in MIGRATIONS {
         let set = set(number);
         let desired = Desired {
+            isolation: Isolation::Database,
             name: "tenant_6f9619ff_8b86_d011_b42d_00c04fc964ff",
             marker: "tenantd marker",
             owner: "tenant_owner",

@@ -138,6 +138,12 @@ impl Names {
         Names { rule, prefix: prefix.to_owned(), main_database: main_database.to_owned() }
     }
 
+    /// What the names begin with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The name for `key`: never longer than Postgres takes, and of characters that need no quotes.
     ///
     /// # Errors

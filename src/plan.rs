@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::migrations::MigrationSet;
 use crate::migrations::back::{Target, back};
@@ -11,7 +12,9 @@ use crate::tenant::State;
 /// What a tenant should be.
 #[derive(Debug, Clone, Copy)]
 pub struct Desired<'a> {
-    /// The name of its database.
+    /// What it has of its own.
+    pub isolation: Isolation,
+    /// The name of its database, or schema.
     pub name: &'a str,
     /// The comment that marks it as ours.
     pub marker: &'a str,
@@ -180,11 +183,11 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
 /// cannot be looked into.
 pub fn plan_back(desired: &Desired<'_>, observed: &Observed, target: Target) -> Result<Back> {
     let Some(database) = &observed.database else {
-        return Err(Error::new(Kind::Missing, format!("the database {:?} is gone", desired.name)));
+        return Err(Error::new(Kind::Missing, format!("the {} {:?} is gone", desired.isolation, desired.name)));
     };
     refuse_foreign(desired, observed, database)?;
     let applied = database.applied.as_ref().ok_or_else(|| {
-        Error::new(Kind::Refused, format!("the database {:?} is closed, or not whole", desired.name))
+        Error::new(Kind::Refused, format!("the {} {:?} is closed, or not whole", desired.isolation, desired.name))
             .hint("`tenantd --sweep-once` puts it right")
     })?;
     let back = back(desired.set, applied, target.version(applied))?;
@@ -197,8 +200,8 @@ pub fn plan_back(desired: &Desired<'_>, observed: &Observed, target: Target) -> 
 
 fn absent(desired: &Desired<'_>, observed: &Observed) -> Result<Vec<Step>> {
     if observed.state != State::Requested {
-        let name = desired.name;
-        return Err(Error::new(Kind::Missing, format!("the database {name:?} is gone")).hint(format!(
+        let (kind, name) = (desired.isolation, desired.name);
+        return Err(Error::new(Kind::Missing, format!("the {kind} {name:?} is gone")).hint(format!(
             "restore it from a backup under this name, then `tenantd adopt {name}`; for an empty one instead: `tenantd adopt {name} --empty`"
         )));
     }
@@ -213,8 +216,8 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
         return Err(Error::new(
             Kind::Replaced,
             format!(
-                "another database (oid {}) stands under the name {:?} in the place of ours (oid {recorded})",
-                database.oid, desired.name
+                "another {} (oid {}) stands under the name {:?} in the place of ours (oid {recorded})",
+                desired.isolation, database.oid, desired.name
             ),
         )
         .hint(format!(
@@ -225,7 +228,7 @@ fn refuse_foreign(desired: &Desired<'_>, observed: &Observed, database: &Databas
     if !database.ours {
         return Err(Error::new(
             Kind::Conflict,
-            format!("the database {:?} exists and does not bear this registry's marker", desired.name),
+            format!("the {} {:?} exists and does not bear this registry's marker", desired.isolation, desired.name),
         )
         .hint(
             "somebody else made it, or its COMMENT was changed: rename or drop it, then run `tenantd --sweep-once`; if it is the tenant's: `tenantd adopt`",
@@ -256,7 +259,15 @@ mod tests {
     }
 
     fn desired(set: &MigrationSet) -> Desired<'_> {
-        Desired { name: "tenant_x", marker: "marker", owner: "owner", access: "access", set, out_of_order: false }
+        Desired {
+            isolation: Isolation::Database,
+            name: "tenant_x",
+            marker: "marker",
+            owner: "owner",
+            access: "access",
+            set,
+            out_of_order: false,
+        }
     }
 
     fn applied(set: &MigrationSet) -> Vec<Recorded> {

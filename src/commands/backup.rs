@@ -170,7 +170,7 @@ async fn plan(given: &Given, registry: &Registry, keys: &[String], out: &mut imp
         let tenants = output::counted(i64::try_from(tenants.len()).unwrap_or(i64::MAX), "tenant");
         output::text(
             out,
-            &format!("{text}{tenants}, {} in their databases; nothing was written\n", output::bytes(all)),
+            &format!("{text}{tenants}, {} in their {}s; nothing was written\n", output::bytes(all), registry.isolation),
         )?;
     }
     Ok(ExitStatus::Well)

@@ -155,7 +155,9 @@ impl Maker<'_> {
     /// The name and the URL of the tenant's database, once it is ready.
     async fn one(&self, key: &str) -> Result<(String, String)> {
         let tenant = self.ready(key).await.map_err(|error| error.context(format!("make tenant {key}")))?;
-        let name = tenant.name.ok_or_else(|| Error::usage(format!("tenant {key} has no database")))?;
+        let name = tenant
+            .name
+            .ok_or_else(|| Error::usage(format!("tenant {key} has no {}", self.given.config.tenant.isolation)))?;
         let given = self.given;
         let libpq = libpq(&given.server, &given.config.tenant, &name, "").await?;
         let url = pg::url(&libpq, given.server.connection().user(), None);
@@ -238,7 +240,7 @@ async fn dry_run(given: &Given, keys: &[String], missing: &[String], out: &mut i
         let name = context.config.tenant.names.of(key)?;
         match steps(&context, key, &name).await {
             Ok(steps) => {
-                text.push_str(&format!("{key}: database {name}: {}\n", steps.join(", ")));
+                text.push_str(&format!("{key}: {} {name}: {}\n", context.registry.isolation, steps.join(", ")));
                 shown.push(json!({ "key": key, "name": name, "steps": steps }));
             }
             Err(error) if error.kind().is_out_of_reach() => return Err(error),
@@ -260,6 +262,7 @@ async fn dry_run(given: &Given, keys: &[String], missing: &[String], out: &mut i
 async fn steps(context: &Context, key: &str, name: &str) -> Result<Vec<String>> {
     let (marker, access) = (Marker::of(context.registry.id, key).to_string(), context.access());
     let desired = Desired {
+        isolation: context.config.tenant.isolation,
         name,
         marker: &marker,
         owner: context.owner(),

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::given::{Consent, Given, Patience};
 use super::{ExitStatus, output};
 use crate::backup::Backups;
+use crate::config::Isolation;
 use crate::error::{Error, Result};
 use crate::life::drop::{Dropping, Gone, drop_tenant};
 use crate::life::purge::purge_now;
@@ -60,8 +61,12 @@ async fn drop_one(given: &Given, arguments: &Drop, out: &mut impl Write) -> Resu
     }
     if arguments.now {
         let database = name.as_deref().unwrap_or("which it has none of");
-        let what =
-            format!("This drops tenant {} and its database {} for good.", output::line(&key), output::line(database));
+        let what = format!(
+            "This drops tenant {} and its {} {} for good.",
+            output::line(&key),
+            registry.isolation,
+            output::line(database)
+        );
         arguments.consent.ask(&what, "yes")?;
     }
     if state == State::Deleting {
@@ -88,7 +93,7 @@ async fn drop_one(given: &Given, arguments: &Drop, out: &mut impl Write) -> Resu
         }
         (Gone::SetAside { .. }, Some(dropped)) => tell(given, &dropped, false, out)?,
         _ if given.json => output::object(out, &json!({ "key": key, "database": null, "dropped_for_good": true }))?,
-        _ => output::text(out, &format!("{} is deleted: it had no database\n", output::line(&key)))?,
+        _ => output::text(out, &format!("{} is deleted: it had no {}\n", output::line(&key), registry.isolation))?,
     }
     Ok(ExitStatus::Well)
 }
@@ -135,9 +140,9 @@ fn tell(given: &Given, dropped: &Dropped, for_good: bool, out: &mut impl Write) 
     } else {
         let until = output::moment(dropped.purge_after);
         format!(
-            "{key} is dropped: its database is set aside as {}, and goes for good after {until}\n\
+            "{key} is dropped: its {} is set aside as {}, and goes for good after {until}\n\
              `tenantd restore {key}` takes it back until then\n",
-            dropped.name
+            given.config.tenant.isolation, dropped.name
         )
     };
     if let Some(backup) = &dropped.backup {
@@ -165,7 +170,9 @@ async fn plan(
             }
             occupants = registry.occupants(name).await?;
             let sessions = output::counted(i64::try_from(occupants.len()).unwrap_or(i64::MAX), "session");
-            steps.push(format!("close {name}, and end or wait for {sessions}"));
+            if registry.isolation == Isolation::Database {
+                steps.push(format!("close {name}, and end or wait for {sessions}"));
+            }
             steps.push(format!("set {name} aside under a random name"));
             steps.push(if arguments.now {
                 "drop it for good".to_owned()
@@ -175,7 +182,7 @@ async fn plan(
         }
         (State::Deleting, _, Some(dropped)) if arguments.now => steps.push(format!("drop {} for good", dropped.name)),
         (State::Deleting | State::Deleted, ..) => {}
-        _ => steps.push("record it deleted: it has no database".to_owned()),
+        _ => steps.push(format!("record it deleted: it has no {}", registry.isolation)),
     }
     if given.json {
         let occupants: Vec<&str> = occupants.iter().map(|occupant| occupant.what.as_str()).collect();

@@ -6,6 +6,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::{ExitStatus, output};
+use crate::config::Isolation;
 use crate::error::{Error, Result};
 use crate::registry::rollouts::RolloutState;
 use crate::sweep::{Failed, Report, Waiting};
@@ -17,11 +18,11 @@ use crate::sweep::{Failed, Report, Waiting};
 ///
 /// # Errors
 /// `out` cannot be written to.
-pub fn print(report: &Report, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
+pub fn print(report: &Report, kind: Isolation, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     if json {
         output::object(out, &object(report))?;
     } else {
-        output::text(out, &lines(report))?;
+        output::text(out, &lines(report, kind))?;
     }
     Ok(exit_status(report))
 }
@@ -68,7 +69,7 @@ fn object(report: &Report) -> Value {
     })
 }
 
-fn lines(report: &Report) -> String {
+fn lines(report: &Report, kind: Isolation) -> String {
     let took = output::duration(report.took);
     let worked = report.chosen > 0 || report.requested > 0 || report.strays > 0 || report.purged + report.departed > 0;
     let idle = !worked && report.rollout.is_none();
@@ -91,11 +92,11 @@ fn lines(report: &Report) -> String {
         text,
         "swept in {took}: {chosen} chosen, {ready} ready ({made} made, {migrated} migrated), {failures} failed ({parked} of them parked)"
     );
-    text + &besides(report)
+    text + &besides(report, kind)
 }
 
 /// What is told only where there is something to tell.
-fn besides(report: &Report) -> String {
+fn besides(report: &Report, kind: Isolation) -> String {
     let mut text = String::new();
     let counted = |number: usize, one: &str| output::counted(i64::try_from(number).unwrap_or(i64::MAX), one);
     let mut tell = |tells: bool, line: String| {
@@ -123,7 +124,10 @@ fn besides(report: &Report) -> String {
     );
     tell(
         *strays > 0,
-        format!("{} dropped", output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), "half-made database")),
+        format!(
+            "{} dropped",
+            output::counted(i64::try_from(*strays).unwrap_or(i64::MAX), &format!("half-made {kind}"))
+        ),
     );
     if let Some(error) = &report.unread {
         tell(true, format!("users without a tenant were not looked for: {}", in_full(error)));
@@ -141,18 +145,18 @@ fn besides(report: &Report) -> String {
         tell(true, format!("ended early by the server: {}", in_full(error)));
     }
     tell(*unreached > 0, format!("{} not reached, because the sweep ended early", counted(*unreached, "tenant")));
-    text + &gone(report)
+    text + &gone(report, kind)
 }
 
 /// What went with its user, or for good.
-fn gone(report: &Report) -> String {
+fn gone(report: &Report, kind: Isolation) -> String {
     let mut text = String::new();
     let counted = |number: u64, one: &str| output::counted(i64::try_from(number).unwrap_or(i64::MAX), one);
     if report.departed > 0 {
         let _ = writeln!(text, "{} dropped, since their users were deleted", counted(report.departed, "tenant"));
     }
     if report.purged > 0 {
-        let purged = counted(report.purged, "database");
+        let purged = counted(report.purged, kind.word());
         let _ = writeln!(text, "{purged} dropped for good: their time of grace was over");
     }
     for (key, error) in &report.undropped {
@@ -192,7 +196,7 @@ mod tests {
 
     fn shown(report: &Report) -> (String, ExitStatus) {
         let mut out = Vec::new();
-        let status = print(report, false, &mut out).unwrap();
+        let status = print(report, Isolation::Database, false, &mut out).unwrap();
         (String::from_utf8(out).unwrap(), status)
     }
 
@@ -312,7 +316,7 @@ ended early by the server: no answer
     #[test]
     fn json_has_it_all() {
         let mut out = Vec::new();
-        let status = print(&failing(), true, &mut out).unwrap();
+        let status = print(&failing(), Isolation::Database, true, &mut out).unwrap();
         let shown: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((status, &shown["format"], &shown["ok"]), (ExitStatus::Findings, &json!(1), &json!(false)));
         assert_eq!(shown["failed"][0]["error"]["sqlstate"], "42703");

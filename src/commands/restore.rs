@@ -10,6 +10,7 @@ use serde_json::json;
 use super::given::{Given, Patience};
 use super::{ExitStatus, output};
 use crate::backup::newest;
+use crate::config::Isolation;
 use crate::error::{Error, Result};
 use crate::life::restore::{Restoring, from_file, take_back};
 use crate::registry::Registry;
@@ -110,18 +111,27 @@ fn plan(
     arguments: &Restore,
     out: &mut impl Write,
 ) -> Result<ExitStatus> {
+    let kind = given.config.tenant.isolation;
+    let aside = (state == State::Ready && arguments.replace).then(|| output::duration(given.config.drop.grace));
     let mut steps = Vec::new();
-    if arguments.from.is_some() {
-        steps.push(format!("make an empty database under a random name, and read {from} into it"));
+    match kind {
+        Isolation::Database => {
+            if arguments.from.is_some() {
+                steps.push(format!("make an empty database under a random name, and read {from} into it"));
+            }
+            steps.extend(aside.map(|grace| format!("close its present database, and set it aside for {grace}")));
+            let made = if arguments.from.is_some() { "the new one" } else { from };
+            steps.push(format!("rename {made} to the tenant's name, open it, and look at it"));
+        }
+        Isolation::Schema => {
+            steps.extend(aside.map(|grace| format!("set its present schema aside for {grace}")));
+            steps.push(if arguments.from.is_some() {
+                format!("make an empty schema, read {from} into it, and look at it")
+            } else {
+                format!("rename {from} to the tenant's name, and look at it")
+            });
+        }
     }
-    if state == State::Ready && arguments.replace {
-        steps.push(format!(
-            "close its present database, and set it aside for {}",
-            output::duration(given.config.drop.grace)
-        ));
-    }
-    let made = if arguments.from.is_some() { "the new one" } else { from };
-    steps.push(format!("rename {made} to the tenant's name, open it, and look at it"));
     if given.json {
         let object = json!({ "dry_run": true, "key": key, "state": state.word(), "from": from, "steps": steps });
         output::object(out, &object)?;
@@ -131,7 +141,7 @@ fn plan(
             text.push_str(&format!("  {}\n", output::line(step)));
         }
         if state == State::Ready && !arguments.replace {
-            text.push_str("  refused without --replace: the tenant has a database\n");
+            text.push_str(&format!("  refused without --replace: the tenant has a {kind}\n"));
         }
         output::text(out, &(text + "nothing was done\n"))?;
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::given::{Consent, Given};
 use super::{ExitStatus, output};
 use crate::cli;
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::Server;
@@ -27,7 +27,7 @@ pub async fn run(given: &Given, arguments: &cli::Setup, out: &mut impl Write) ->
         return print_sql(server, config, json, out).await;
     }
     if arguments.remove {
-        return remove(server, arguments.yes, json, out).await;
+        return remove(server, config.tenant.isolation, arguments.yes, json, out).await;
     }
     let wishes = Wishes {
         backfill: arguments.backfill || config.signup.backfill,
@@ -100,7 +100,7 @@ async fn print_sql(server: &Server, config: &Config, json: bool, out: &mut impl 
     Ok(ExitStatus::Well)
 }
 
-async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
+async fn remove(server: &Server, kind: Isolation, yes: bool, json: bool, out: &mut impl Write) -> Result<ExitStatus> {
     let what = "This removes schema tenantd: which tenants exist and how they stand is forgotten.";
     Consent { yes }.ask(what, "yes")?;
     let Removed { dropped, set_aside } = Registry::remove(server).await?;
@@ -108,10 +108,15 @@ async fn remove(server: &Server, yes: bool, json: bool, out: &mut impl Write) ->
         let removed = ["schema tenantd"];
         output::object(out, &json!({ "removed": removed, "dropped": dropped, "set_aside": set_aside }))?;
     } else {
-        let dropped = output::counted(i64::try_from(dropped.len()).unwrap_or(i64::MAX), "database");
-        let mut told = format!(
-            "removed schema tenantd with registry, function and trigger, and {dropped} of templates and spares; the tenants' databases stay\n"
-        );
+        let besides = match kind {
+            Isolation::Database => {
+                let dropped = output::counted(i64::try_from(dropped.len()).unwrap_or(i64::MAX), "database");
+                format!(", and {dropped} of templates and spares")
+            }
+            Isolation::Schema => String::new(),
+        };
+        let mut told =
+            format!("removed schema tenantd with registry, function and trigger{besides}; the tenants' {kind}s stay\n");
         if !set_aside.is_empty() {
             told.push_str(&format!(
                 "note: these were set aside in a time of grace and stay too, for you to drop: {}\n",

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::given::Given;
 use super::output::{counted, duration, line, moment};
 use super::{ExitStatus, events, list, output};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::isolation::{enter, schema_of};
 use crate::migrations::MigrationSet;
@@ -45,7 +46,8 @@ struct Shown<'a> {
     tenant: Tenant,
     standing: Standing,
     set: &'a MigrationSet,
-    /// What stands on the server under its name; `None`: nothing.
+    isolation: Isolation,
+    /// What stands there under its name; `None`: nothing.
     database: Option<(Database, Use)>,
     /// Its migrations, or why they could not be read; `None`: there is nothing that may be looked into.
     history: Option<Result<Vec<Account>>>,
@@ -71,7 +73,7 @@ pub async fn run(given: &Given, arguments: &Show, out: &mut impl Write) -> Resul
     };
     let mut events = registry.events(Some(&key), EVENTS).await?;
     events.reverse();
-    let shown = Shown { tenant, standing, set: &given.set, database, history, events };
+    let shown = Shown { tenant, standing, set: &given.set, isolation: registry.isolation, database, history, events };
     if given.json {
         output::object(out, &shown.object())?;
     } else {
@@ -103,7 +105,7 @@ async fn look_inside(given: &Given, tenant: &Tenant) -> Result<Vec<Account>> {
 
 impl Shown<'_> {
     fn object(&self) -> Value {
-        let Shown { tenant, standing, set, database, history, events } = self;
+        let Shown { tenant, standing, set, database, history, events, .. } = self;
         let named = |version: &i64| json!({ "version": version, "name": set.get(*version).map(|ours| &ours.name) });
         let mut object = list::object(tenant, false);
         let more = json!({
@@ -142,7 +144,7 @@ impl Shown<'_> {
         };
         row("Tenant", tenant.key.clone());
         row("State", format!("{}, its work {}", tenant.state, tenant.work));
-        row("Database", self.about_database());
+        row(if self.isolation == Isolation::Schema { "Schema" } else { "Database" }, self.about_database());
         row("Version", self.about_version());
         row("Signed up", format!("{}, {} ago", moment(tenant.created_at), duration(tenant.age)));
         if let Some(at) = tenant.ready_at {
@@ -167,12 +169,14 @@ impl Shown<'_> {
 
     fn about_database(&self) -> String {
         let Some(name) = &self.tenant.name else { return "none yet".to_owned() };
-        let Some((seen, used)) = &self.database else { return format!("{name}: no database of this name is there") };
+        let Some((seen, used)) = &self.database else {
+            return format!("{name}: no {} of this name is there", self.isolation);
+        };
         let mut facts = vec![name.clone()];
         facts.extend(used.bytes.map(output::bytes));
         facts.push(format!("owner {}", seen.owner));
         facts.push(if seen.open { "open" } else { "closed to connections" }.to_owned());
-        facts.push(if seen.public { "PUBLIC may connect" } else { "shut to PUBLIC" }.to_owned());
+        facts.push(if seen.public { "PUBLIC may enter" } else { "shut to PUBLIC" }.to_owned());
         facts.extend(used.connections.map(|connections| counted(connections, "connection")));
         facts.extend((!seen.valid).then(|| "not whole: a CREATE or DROP was interrupted".to_owned()));
         facts.extend((!seen.ours).then(|| "without our marker: not touched".to_owned()));

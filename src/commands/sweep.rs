@@ -50,5 +50,5 @@ pub async fn run(given: &Given, only: Option<Filter>, out: &mut impl Write) -> R
     if let Err(error) = context.registry.release_all().await {
         tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");
     }
-    Ok(report::print(&swept?, *json, out)?.into())
+    Ok(report::print(&swept?, context.config.tenant.isolation, *json, out)?.into())
 }

@@ -65,7 +65,9 @@ pub(super) async fn ready(registry: &Registry, word: &str) -> Result<(String, St
     let state = tenant.as_ref().map_or("gone", |tenant| tenant.state.as_str()).to_owned();
     match tenant.filter(crate::registry::tenants::Tenant::is_ready).and_then(|tenant| tenant.name) {
         Some(name) => Ok((key, name)),
-        None => Err(Error::usage(format!("tenant {key} is {state}: it has no database that one may enter"))
-            .hint(format!("`tenantd wait {key}` returns when it is ready"))),
+        None => {
+            Err(Error::usage(format!("tenant {key} is {state}: it has no {} that one may enter", registry.isolation))
+                .hint(format!("`tenantd wait {key}` returns when it is ready")))
+        }
     }
 }

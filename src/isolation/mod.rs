@@ -106,7 +106,8 @@ pub(crate) fn executor<'a>(
         set,
         history: History::tenant(schema_of(settings, name)),
         owner: settings.owner.as_deref(),
-        among: (settings.isolation == Kept::Schema).then(|| Among { shared: settings.shared_schemas.clone() }),
+        among: (settings.isolation == Kept::Schema)
+            .then(|| Among { shared: settings.shared_schemas.clone(), application_name: None }),
         protect_from: settings.use_roles.clone(),
         lock_timeout: migrate::LOCK_TIMEOUT,
         statement_timeout: migrate::STATEMENT_TIMEOUT,

@@ -10,7 +10,7 @@ use super::{Isolation, database_of, executor, fresh_look, roles_that_enter};
 use crate::config;
 use crate::error::Result;
 use crate::fail_points::{Point, reach};
-use crate::pg::migrate::AppliedRow;
+use crate::pg::migrate::{Among, AppliedRow};
 use crate::pg::{Doing, Executor, History, Pool, PooledSession, Server, quote, schemas};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
@@ -55,10 +55,21 @@ impl<'a> SchemaIsolation<'a> {
         Ok(self.inside.as_mut().expect("taken above"))
     }
 
+    /// What migrates it, in a session that bears its name meanwhile.
+    fn executor<'b>(&self, claim: &Claim, desired: &Desired<'b>) -> Executor<'b>
+    where
+        'a: 'b,
+    {
+        let executor = executor(desired.name, desired.set, self.settings, &self.registry.worker);
+        let application_name = Some(format!("tenantd:{}", claim.key));
+        let among = executor.among.map(|among| Among { application_name, ..among });
+        Executor { out_of_order: desired.out_of_order, among, ..executor }
+    }
+
     /// Makes the schema with all that a tenant begins with.
     async fn make(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let (server, settings) = (self.server, self.settings);
-        let executor = executor(desired.name, desired.set, settings, &self.registry.worker);
+        let executor = self.executor(claim, desired);
         let create = create(desired.name, desired.owner, desired.marker, settings);
         let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
@@ -79,10 +90,7 @@ impl<'a> SchemaIsolation<'a> {
 
     async fn migrate(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<()> {
         let (server, name) = (self.server, format!("tenantd:{}", claim.key));
-        let executor = Executor {
-            out_of_order: desired.out_of_order,
-            ..executor(desired.name, desired.set, self.settings, &self.registry.worker)
-        };
+        let executor = self.executor(claim, desired);
         let seen = self.history.take();
         let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
@@ -97,7 +105,7 @@ impl<'a> SchemaIsolation<'a> {
 
     async fn roll_back(&mut self, claim: &Claim, desired: &Desired<'_>, to: i64) -> Result<()> {
         let (server, name) = (self.server, format!("tenantd:{}", claim.key));
-        let executor = executor(desired.name, desired.set, self.settings, &self.registry.worker);
+        let executor = self.executor(claim, desired);
         self.history = None;
         let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;

@@ -65,7 +65,7 @@ async fn look(registry: &Registry, claim: &Claim, name: &str) -> Result<Option<D
     match found {
         Some(database) if !database.ours => Err(Error::new(
             Kind::Conflict,
-            format!("the database {name:?} does not bear the marker of tenant {}", claim.key),
+            format!("the {} {name:?} does not bear the marker of tenant {}", registry.isolation, claim.key),
         )
         .hint("somebody else made it, or its COMMENT was changed; nothing was done to it")),
         found => Ok(found),

@@ -62,8 +62,10 @@ pub async fn reset(context: &Context, claim: &Claim, how: Resetting<'_>) -> Resu
 /// Returns the backup's file.
 async fn replace(context: &Context, claim: &Claim, how: Resetting<'_>) -> Result<Option<String>> {
     let registry = &context.registry;
-    let gone =
-        || Error::new(Kind::Missing, format!("tenant {} has no database", claim.key)).hint("`tenantd status` says why");
+    let gone = || {
+        Error::new(Kind::Missing, format!("tenant {} has no {}", claim.key, registry.isolation))
+            .hint("`tenantd status` says why")
+    };
     let name = claim.name.as_deref().ok_or_else(gone)?;
     look(registry, claim, name).await?.ok_or_else(gone)?;
     let backup = match how.backups {
@@ -73,6 +75,7 @@ async fn replace(context: &Context, claim: &Claim, how: Resetting<'_>) -> Result
     let (own_set, shape, access) = (context.set.id(), context.shape(), context.access());
     let marker = Marker::of(registry.id, &claim.key).to_string();
     let desired = Desired {
+        isolation: registry.isolation,
         name,
         marker: &marker,
         owner: context.owner(),

@@ -39,11 +39,11 @@ impl Restoring {
     }
 
     /// Refuses to take the place of a database unless that is wanted.
-    fn may_replace(&self, claim: &Claim, there: Option<&Database>) -> Result<()> {
+    fn may_replace(&self, kind: Isolation, claim: &Claim, there: Option<&Database>) -> Result<()> {
         if self.replace || there.is_none() {
             return Ok(());
         }
-        Err(Error::usage(format!("tenant {} has a database", claim.key))
+        Err(Error::usage(format!("tenant {} has a {kind}", claim.key))
             .hint("with --replace that one is set aside, and can be taken back in its turn"))
     }
 }
@@ -61,7 +61,7 @@ pub async fn take_back(registry: &Registry, claim: &Claim, dropped: &Dropped, ho
             Some(name) => look(registry, claim, name).await?.map(|database| (name, database)),
             None => None,
         };
-        how.may_replace(claim, there.as_ref().map(|(_, database)| database))?;
+        how.may_replace(registry.isolation, claim, there.as_ref().map(|(_, database)| database))?;
         match there {
             None => registry.take_dropped_back(claim, dropped, None).await,
             Some((name, _)) => {
@@ -111,7 +111,7 @@ async fn fill_and_exchange(
         None => config.tenant.names.of(&claim.key)?,
     };
     let there = look(registry, claim, &name).await?;
-    how.may_replace(claim, there.as_ref())?;
+    how.may_replace(registry.isolation, claim, there.as_ref())?;
     if registry.isolation == Isolation::Schema {
         let aside = there.as_ref().map(|_| how.aside());
         return in_place::fill(server, registry, config, claim, (&name, file), aside).await;

@@ -109,7 +109,9 @@ pub async fn read_own(client: &Client, schema: &str) -> Result<Catalogue> {
         let part_of = defined.part_of.as_deref().map(own);
         (Object { name: own(&object.name), ..object }, Defined { part_of, definition: own(&defined.definition) })
     });
-    Ok(Catalogue(read.collect()))
+    // The schema itself is looked at from outside, as a database is.
+    let inside = read.filter(|(object, _)| object.name != OWN && !object.name.starts_with(&format!("on {OWN} to ")));
+    Ok(Catalogue(inside.collect()))
 }
 
 fn object(row: &SimpleQueryRow) -> Result<(Object, Defined)> {

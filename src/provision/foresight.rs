@@ -20,6 +20,7 @@ pub async fn foresee(context: &Context, claim: &Claim) -> Result<Vec<Step>> {
     };
     let (access, marker) = (context.access(), Marker::of(context.registry.id, &claim.key).to_string());
     let desired = Desired {
+        isolation: context.config.tenant.isolation,
         name: &name,
         marker: &marker,
         owner: context.owner(),

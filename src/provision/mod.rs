@@ -233,6 +233,7 @@ async fn work(
     let access = context.access();
     let marker = Marker::of(context.registry.id, &claim.key).to_string();
     let desired = Desired {
+        isolation: context.config.tenant.isolation,
         name: &name,
         marker: &marker,
         owner: context.owner(),

@@ -182,7 +182,9 @@ struct Tenant<'a> {
 impl<'a> Tenant<'a> {
     fn of(context: &'a Context, claim: &Claim) -> Result<Tenant<'a>> {
         let name = claim.name.clone();
-        let name = name.ok_or_else(|| Error::new(Kind::Missing, format!("tenant {} has no database", claim.key)))?;
+        let name = name.ok_or_else(|| {
+            Error::new(Kind::Missing, format!("tenant {} has no {}", claim.key, context.registry.isolation))
+        })?;
         let marker = Marker::of(context.registry.id, &claim.key).to_string();
         let (access, set, shape) = (context.access(), context.set.id(), context.shape());
         Ok(Tenant { context, name, marker, access, set, shape })
@@ -190,6 +192,7 @@ impl<'a> Tenant<'a> {
 
     fn desired(&self) -> Desired<'_> {
         Desired {
+            isolation: self.context.config.tenant.isolation,
             name: &self.name,
             marker: &self.marker,
             owner: self.context.owner(),

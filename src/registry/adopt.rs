@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::claim::{Claim, fenced};
 use super::events::What;
 use super::{Registry, field};
+use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
 use crate::tenant::{Marker, RANDOM_PREFIX};
@@ -136,7 +137,7 @@ impl Registry {
         self.see(&[&database.name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| what.clone())?;
-        as_shown(&transaction, database, key).await?;
+        as_shown(&transaction, self.isolation, database, key).await?;
         let give = format!("alter {} {name} owner to {owner}", self.isolation);
         self.carry_out(&transaction, &give, &what).await?;
         transaction.commit().await.doing(|| what)
@@ -151,11 +152,12 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the database has changed since, or the key signed up meanwhile: nothing was changed.
     pub async fn adopt(&self, claim: Option<&Claim>, adoption: Adoption<'_>) -> Result<()> {
         let Adoption { key, database, version, migration_set, detail } = adoption;
-        let doing = || format!("adopt the {} {:?}", self.isolation, database.name);
+        let kind = self.isolation;
+        let doing = || format!("adopt the {kind} {:?}", database.name);
         self.see(&[&database.name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(doing)?;
-        as_shown(&transaction, database, key).await?;
+        as_shown(&transaction, kind, database, key).await?;
         let attempt = claim.map(|claim| claim.attempt);
         let sql = match claim {
             Some(_) => format!(
@@ -182,7 +184,7 @@ impl Registry {
             None => return Err(changed(format!("tenant {key} came into the registry meanwhile"))),
         }
         let marker = quote::literal(&Marker::of(self.id, key).to_string());
-        let mark = format!("comment on {} {} is {marker}", self.isolation, quote::identifier(&database.name));
+        let mark = format!("comment on {kind} {} is {marker}", quote::identifier(&database.name));
         self.carry_out(&transaction, &mark, &doing()).await?;
         let event = "insert into tenantd.event (key, what, who, detail) values ($1, $2, $3, $4)";
         let parameters: super::Parameters<'_> =
@@ -203,6 +205,7 @@ impl Registry {
         if let Some(name) = &claim.name {
             self.see(&[name]).await?;
         }
+        let detail = format!("its {} is lost; it gets an empty one", self.isolation);
         let sql = "with anew as (
                 update tenantd.tenant t set state = 'requested', work = 'due', due_at = now(), failures = 0, leased_until = null,
                     leased_by = null, database_oid = null, version = null, migration_set = null, migrated_from = null, access = null,
@@ -211,13 +214,14 @@ impl Registry {
                 where key = $1 and attempt = $2 and leased_by = $3 and leased_until > clock_timestamp()
                 and not exists (select from tenantd.place d where d.name = t.name) returning key
             )
-            insert into tenantd.event (key, what, who, detail) select key, $4, $5, 'its database is lost; it gets an empty one' from anew";
+            insert into tenantd.event (key, what, who, detail) select key, $4, $5, $6 from anew";
         let parameters: super::Parameters<'_> = &[
             (&claim.key, Type::TEXT),
             (&claim.attempt, Type::INT8),
             (&self.worker, Type::TEXT),
             (&What::Reset.word(), Type::TEXT),
             (&self.who, Type::TEXT),
+            (&detail, Type::TEXT),
         ];
         let written = self.execute(sql, parameters, || format!("begin tenant {} anew", claim.key)).await?;
         fenced(written, claim)?;
@@ -231,7 +235,7 @@ fn changed(message: String) -> Error {
 }
 
 /// Whether the database is what a person has seen, and no other tenant's.
-async fn as_shown(transaction: &Transaction<'_>, database: &Found, key: &str) -> Result<()> {
+async fn as_shown(transaction: &Transaction<'_>, kind: Isolation, database: &Found, key: &str) -> Result<()> {
     let Found { name, oid, comment, .. } = database;
     let same = "select from tenantd.place d
                 where d.name = $1 and d.oid = $2 and d.marker is not distinct from $3
@@ -240,7 +244,7 @@ async fn as_shown(transaction: &Transaction<'_>, database: &Found, key: &str) ->
     transaction
         .query_typed_opt(same, &[(name, Type::TEXT), (oid, Type::OID), (comment, Type::TEXT), (&key, Type::TEXT)])
         .await
-        .doing(|| format!("look at the database {name:?} once more"))?
+        .doing(|| format!("look at the {kind} {name:?} once more"))?
         .map(drop)
-        .ok_or_else(|| changed(format!("the database {name:?} is not what it was a moment ago")))
+        .ok_or_else(|| changed(format!("the {kind} {name:?} is not what it was a moment ago")))
 }

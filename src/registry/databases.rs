@@ -91,13 +91,13 @@ impl Registry {
             .query(
                 "select coalesce(tenantd.bytes(oid), 0) as bytes, coalesce(marker = $2, false) as ours from tenantd.place where name = $1",
                 &[(&name, Type::TEXT), (&marker, Type::TEXT)],
-                || format!("look how large the database {name:?} is"),
+                || format!("look how large the {} {name:?} is", self.isolation),
             )
             .await?;
         let Some(row) = rows.first() else {
-            return Err(Error::new(Kind::Missing, format!("the database {name:?} is gone")));
+            return Err(Error::new(Kind::Missing, format!("the {} {name:?} is gone", self.isolation)));
         };
-        if field(row, "ours")? { field(row, "bytes") } else { Err(not_ours(name)) }
+        if field(row, "ours")? { field(row, "bytes") } else { Err(not_ours(self.isolation, name)) }
     }
 
     /// What the application relies on of the tenant `key`, and the name of its database, or the one that it had.
@@ -125,7 +125,9 @@ impl Registry {
     pub async fn database_of(&self, key: &str) -> Result<String> {
         match self.standing(key).await? {
             (State::Ready, Some(name)) => Ok(name),
-            (state, _) => Err(Error::usage(format!("tenant {key} is {state}, so it has no database of its own now"))),
+            (state, _) => {
+                Err(Error::usage(format!("tenant {key} is {state}, so it has no {} of its own now", self.isolation)))
+            }
         }
     }
 
@@ -177,7 +179,7 @@ impl Registry {
     }
 }
 
-pub(super) fn not_ours(name: &str) -> Error {
-    Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker"))
+pub(super) fn not_ours(kind: Isolation, name: &str) -> Error {
+    Error::new(Kind::Conflict, format!("the {kind} {name:?} does not bear our marker"))
         .hint("somebody else made it, or its COMMENT was changed; nothing was done to it")
 }

@@ -254,9 +254,9 @@ impl Registry {
                 &[(random, Type::TEXT), (&claim.key, Type::TEXT)],
             )
             .await
-            .doing(|| format!("look for the database {random:?}"))?;
+            .doing(|| format!("look for the {} {random:?}", self.isolation))?;
         if there.is_none() {
-            return Err(Error::usage(format!("the database {random:?} is being dropped for good")));
+            return Err(Error::usage(format!("the {} {random:?} is being dropped for good", self.isolation)));
         }
         self.must_be_ours(&transaction, claim, random).await?;
         if let Some(aside) = aside {
@@ -268,7 +268,7 @@ impl Registry {
         transaction
             .batch_execute(&(rename + &open))
             .await
-            .doing(|| format!("rename the database {random:?} to {name:?}"))
+            .doing(|| format!("rename the {} {random:?} to {name:?}", self.isolation))
             .map_err(taken)?;
         let back = transaction
             .execute_typed(
@@ -309,12 +309,12 @@ impl Registry {
                  select exists (select from condemned) as condemned,
                         exists (select from tenantd.place p where p.name = $1 and p.marker is distinct from $2) as foreign",
                 &[(&dropped.name, Type::TEXT), (&marker, Type::TEXT), (&now, Type::BOOL)],
-                || format!("take the database {:?} away", dropped.name),
+                || format!("take the {} {:?} away", self.isolation, dropped.name),
             )
             .await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "an answer came back without a row"))?;
         if field(row, "foreign")? {
-            return Err(super::databases::not_ours(&dropped.name));
+            return Err(super::databases::not_ours(self.isolation, &dropped.name));
         }
         let condemned = field(row, "condemned")?;
         if condemned {
@@ -330,7 +330,7 @@ impl Registry {
     pub async fn purged(&self, name: &str) -> Result<()> {
         let parameters: super::Parameters<'_> =
             &[(&name, Type::TEXT), (&What::Purged.word(), Type::TEXT), (&self.who, Type::TEXT)];
-        self.query(PURGED, parameters, || format!("forget the database {name:?}")).await.map(drop)
+        self.query(PURGED, parameters, || format!("forget the {} {name:?}", self.isolation)).await.map(drop)
     }
 
     /// The lock of whoever drops databases for good, one at a time for all: a session that has it until it is closed. `None`: another has it.
@@ -372,7 +372,7 @@ impl Registry {
                 ],
             )
             .await
-            .doing(|| format!("set the database of tenant {} aside", claim.key))
+            .doing(|| format!("set the {} of tenant {} aside", self.isolation, claim.key))
             .map_err(damaged)?;
         Ok(random)
     }
@@ -387,7 +387,7 @@ fn detail(name: &str, random: &str, backup: Option<&str>) -> String {
 fn taken(error: Error) -> Error {
     match error.code() {
         Some("42P04" | "42P06") => {
-            error.with_kind(Kind::Conflict).hint("another database has the tenant's name: rename it out of the way")
+            error.with_kind(Kind::Conflict).hint("something else has the tenant's name: rename it out of the way")
         }
         _ => error,
     }

@@ -149,7 +149,7 @@ impl Registry {
         let found = there.query_typed_opt(select, &[(&oid, Type::OID)]).await.doing(doing)?;
         let forget_or_keep = if let Some(row) = &found {
             if field::<Option<String>>(row, "marker")?.as_deref() != marker {
-                return Err(super::databases::not_ours(name));
+                return Err(super::databases::not_ours(self.isolation, name));
             }
             let now: String = field(row, "name")?;
             if now != name {

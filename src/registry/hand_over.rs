@@ -122,7 +122,7 @@ impl Registry {
     pub async fn set_aside(&self, claim: &Claim, name: &str, aside: &str) -> Result<()> {
         self.see(&[name]).await?;
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to set a database aside".to_owned())?;
+        let transaction = session.transaction().await.doing(|| format!("begin to set a {} aside", self.isolation))?;
         self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
         transaction
@@ -169,7 +169,7 @@ impl Registry {
     pub async fn take_back(&self, claim: &Claim, name: &str) -> Result<()> {
         self.see(&[name]).await?;
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| "begin to take a database back".to_owned())?;
+        let transaction = session.transaction().await.doing(|| format!("begin to take a {} back", self.isolation))?;
         let oid = self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
         transaction
@@ -178,8 +178,8 @@ impl Registry {
                 &[(&claim.key, Type::TEXT), (&claim.attempt, Type::INT8), (&oid, Type::OID)],
             )
             .await
-            .doing(|| format!("record the database {name:?}"))?;
-        transaction.commit().await.doing(|| format!("take the database {name:?} back"))?;
+            .doing(|| format!("record the {} {name:?}", self.isolation))?;
+        transaction.commit().await.doing(|| format!("take the {} {name:?} back", self.isolation))?;
         reach(Point::TakenBack).await;
         Ok(())
     }
@@ -220,10 +220,10 @@ impl Registry {
                 &[(&name, Type::TEXT), (&marker, Type::TEXT)],
             )
             .await
-            .doing(|| format!("read the marker of the database {name:?}"))?
+            .doing(|| format!("read the marker of the {} {name:?}", self.isolation))?
             .map(drop)
             .ok_or_else(|| {
-                Error::new(Kind::Conflict, format!("the database {name:?} does not bear our marker any more"))
+                Error::new(Kind::Conflict, format!("the {} {name:?} does not bear our marker any more", self.isolation))
             })
     }
 }

@@ -1,6 +1,6 @@
 //! The installation as SQL that a person can read and run.
 
-use crate::config::{Config, OnDelete};
+use crate::config::{Config, Isolation, OnDelete};
 use crate::error::Result;
 use crate::migrations::embedded;
 use crate::pg::quote;
@@ -22,8 +22,13 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
     let table = table.unwrap_or(&ordinary);
     let (id, name, schema) = (&table.id, &table.name, quote::identifier(&config.signup.schema));
     let me = quote::identifier(config.main.user());
+    let main = quote::identifier(config.main.database());
+    let (createdb, create) = match config.tenant.isolation {
+        Isolation::Database => (" createdb", String::new()),
+        Isolation::Schema => ("", format!("grant create on database {main} to {me};\n")),
+    };
     let mut sql = format!(
-        "-- As an administrator, once:\ncreate role {me} login createdb; -- its password: \\password {}\n",
+        "-- As an administrator, once:\ncreate role {me} login{createdb}; -- its password: \\password {}\n",
         one_line(&me)
     );
     if let Some(owner) = &config.tenant.owner {
@@ -31,10 +36,10 @@ pub fn sql(config: &Config, table: Option<&Table>, notify: bool) -> Result<Strin
         sql.push_str(&format!("create role {owner} nologin;\ngrant {owner} to {me}; -- Postgres 16 and later: with inherit true, set true\n"));
     }
     sql.push_str(&format!(
-        "-- In the main database {}:\ncreate schema tenantd authorization {me};\ngrant usage on schema {schema} to {me};\n\
+        "-- In the main database {}:\n{create}create schema tenantd authorization {me};\ngrant usage on schema {schema} to {me};\n\
          grant select ({id}{columns}), trigger on {name} to {me}; -- trigger on each partition and child, too\n{more}\n\
          -- What tenantd setup does, and the daemon at each start:\nset role {me};\n",
-        one_line(&quote::identifier(config.main.database())),
+        one_line(&main),
         columns = table.when.as_ref().map(When::and_columns).unwrap_or_default(),
         more = if unread { UNREAD } else { "" },
     ));

@@ -9,6 +9,7 @@ use super::hand_over::grant_connect;
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, Server, quote};
+use crate::tenant::RANDOM_PREFIX;
 
 /// Makes what is missing, where tenants have schemas. `main` is a session on the main database.
 ///
@@ -61,7 +62,8 @@ async fn make(main: &Client, config: &Config, database: &str) -> Result<()> {
 }
 
 /// Makes sure that the tenants' owner owns nothing but tenants, in the database that their schemas are in: its migrations could reach that. A role
-/// that it is a member of counts as itself.
+/// that it is a member of counts as itself. Whatever is named as a tenant is taken for one, restored or left over: a sweep tells of it, and it must not stop
+/// the others.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what it owns.
@@ -69,17 +71,18 @@ async fn owner_has_tenants_only(main: &Client, there: &Client, config: &Config) 
     let Some(owner) = &config.tenant.owner else { return Ok(()) };
     let ours = main
         .query_typed_one(
-            "select format('tenantd %s ', id) as marks, array(select name from tenantd.spare) as spares from tenantd.registry",
+            "select format('tenantd %s ', id) as marks, array(select name from tenantd.tenant where name is not null) as names from tenantd.registry",
             &[],
         )
         .await
         .doing(|| "look which schemas are ours".to_owned())?;
-    let (marks, spares): (String, Vec<String>) = (field(&ours, "marks")?, field(&ours, "spares")?);
+    let (marks, tenants): (String, Vec<String>) = (field(&ours, "marks")?, field(&ours, "names")?);
     let row = there
         .query_typed_one(
             "with tenants as (
                  select n.oid from pg_namespace n left join pg_description m on m.objoid = n.oid and m.classoid = 'pg_namespace'::regclass and m.objsubid = 0
-                 where starts_with(m.description, $2) or n.nspname = any ($3::text[]::name[]) or n.nspname ~ '^pg_(toast|temp)'
+                 where starts_with(m.description, $2) or n.nspname = any ($3::text[]::name[]) or starts_with(n.nspname, $4)
+                 or $5 <> '' and starts_with(n.nspname, $5) or n.nspname ~ '^pg_(toast|temp)'
              ), own as (
                  select format('%I.%I', n.nspname, c.relname) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
                  where pg_has_role($1, c.relowner, 'usage') and c.relnamespace not in (select oid from tenants) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
@@ -88,7 +91,13 @@ async fn owner_has_tenants_only(main: &Client, there: &Client, config: &Config) 
                  where pg_has_role($1, n.nspowner, 'usage') and n.oid not in (select oid from tenants)
              )
              select array(select name from own order by 1 limit 5) as named, (select count(*) from own) as number",
-            &[(owner, Type::TEXT), (&marks, Type::TEXT), (&spares, Type::TEXT_ARRAY)],
+            &[
+                (owner, Type::TEXT),
+                (&marks, Type::TEXT),
+                (&tenants, Type::TEXT_ARRAY),
+                (&RANDOM_PREFIX, Type::TEXT),
+                (&config.tenant.names.prefix(), Type::TEXT),
+            ],
         )
         .await
         .doing(|| format!("look what role {owner:?} owns"))?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tenantd::config::Isolation;
 use tenantd::tenant::Marker;
 
 use crate::fleet::{Fleet, execute, oid, row, write_migrations};
@@ -37,25 +38,13 @@ fn object(output: &Output) -> Value {
 
 /// A database with what the first migration makes and a row, without a history, as another tool would have made it.
 async fn by_hand(database: &TestDatabase, name: &str, owner: &str) {
-    execute(database, &format!("create database \"{name}\" owner {owner}")).await;
+    database.outside(&format!("create database \"{name}\" owner {owner}")).await;
     let client = database.tenant_superuser(name).await;
     run(&client, &format!("set role {owner}; {NOTE} insert into note (body) values ('kept')")).await;
 }
 
 async fn kept(database: &TestDatabase, name: &str) -> i64 {
     one(&database.tenant_superuser(name).await, "select count(*) from note where body = 'kept'").await
-}
-
-/// Takes the tenant's database away, and puts a restored copy of it in its place: the same in it, another oid, no comment.
-async fn restore_over(database: &TestDatabase, name: &str) {
-    let copy = format!("{}copy", database.prefix());
-    for statement in [
-        format!("create database \"{copy}\" template \"{name}\" owner tenant_owner"),
-        format!("drop database \"{name}\""),
-        format!("alter database \"{copy}\" rename to \"{name}\""),
-    ] {
-        execute(database, &statement).await;
-    }
 }
 
 /// Goal: a database that was restored over ours is taken as it stands, after it was shown, and not unasked. Method: a copy in its place; a dry
@@ -69,16 +58,19 @@ async fn a_restored_database_is_taken_as_it_stands() {
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
     let name = database.tenant_name(&key);
     run(&database.tenant_superuser(&name).await, "insert into note (body) values ('kept')").await;
-    restore_over(&database, &name).await;
+    database.restore_over(&name).await;
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 1, "it is parked");
     let before = row(&database, &key).await;
 
+    let kind = database.isolation();
     let dry = program.run(&["adopt", &key, "--dry-run"]).await;
     let shown = dry.stdout.replace(&key, "KEY").replace(&name, "NAME");
     assert_eq!(dry.code(), 0, "{dry:?}");
     assert_eq!(
         shown,
-        "KEY: a tenant that is ready, parked\n  database NAME: at version 2\n1 tenant would be adopted; nothing was changed"
+        format!(
+            "KEY: a tenant that is ready, parked\n  {kind} NAME: at version 2\n1 tenant would be adopted; nothing was changed"
+        )
     );
     let unasked = program.run(&["adopt", &key]).await;
     assert!(unasked.code() == 2 && unasked.stderr.contains("add --yes"), "{unasked:?}");
@@ -99,7 +91,7 @@ async fn a_restored_database_is_taken_as_it_stands() {
     let event =
         "select concat_ws(' ', key, what, split_part(detail, ' (oid', 1)) from tenantd.event where what = 'adopted'";
     let event: String = one(&database.superuser().await, event).await;
-    assert_eq!(event, format!("{key} adopted the database {name}"));
+    assert_eq!(event, format!("{key} adopted the {kind} {name}"));
     let again = program.run(&["adopt", &key, "--yes"]).await;
     assert!(again.code() == 0 && again.stdout.contains("its tenant's already: nothing is to be done"), "{again:?}");
     database.finish().await;
@@ -114,12 +106,12 @@ async fn a_database_made_by_hand_becomes_a_tenant() {
     assert_eq!(program.run(&["setup"]).await.code(), 0);
     // Given to nobody in particular, and called as nobody should.
     let name = format!("{}Customer \"One\"", database.prefix());
-    execute(&database, &format!("create database \"{}\" owner tenantd", name.replace('"', "\"\""))).await;
+    database.outside(&format!("create database \"{}\" owner tenantd", name.replace('"', "\"\""))).await;
     let client = database.tenant_superuser(&name).await;
     run(&client, &format!("{NOTE} insert into note (body) values ('kept'); alter table note owner to tenant_owner"))
         .await;
     drop(client);
-    execute(&database, &format!("comment on database \"{}\" is 'of the shop'", name.replace('"', "\"\""))).await;
+    database.outside(&format!("comment on database \"{}\" is 'of the shop'", name.replace('"', "\"\""))).await;
 
     let unknown = program.run(&["adopt", "acme", "--database", &name, "--yes"]).await;
     assert!(unknown.code() == 2 && unknown.stderr.contains("no history of migrations"), "{unknown:?}");
@@ -147,7 +139,7 @@ async fn a_database_made_by_hand_becomes_a_tenant() {
     assert_eq!(checked.code(), 0, "{checked:?}");
     assert_eq!(kept(&database, &name).await, 1);
     // Its name needs quoting, which what removes the test's databases does not do.
-    drop(database.superuser().await.batch_execute(&format!("drop database \"{}\"", name.replace('"', "\"\""))).await);
+    database.outside(&format!("drop database \"{}\"", name.replace('"', "\"\""))).await;
     execute(&database, "delete from tenantd.tenant").await;
     database.finish().await;
 }
@@ -173,13 +165,13 @@ async fn orphans_are_taken_and_foreign_databases_refused() {
     ] {
         by_hand(&database, &name, owner).await;
     }
-    execute(&database, &format!("create database \"{}\"", name(4))).await;
+    database.outside(&format!("create database \"{}\"", name(4))).await;
     for (name, marker) in [
         (name(1), Marker::of(registry, &key(1)).to_string()),
         (name(3), Marker::of(uuid::Uuid::nil(), &key(3)).to_string()),
         (unmatched.clone(), Marker::of(registry, "nobody").to_string()),
     ] {
-        execute(&database, &format!("comment on database \"{name}\" is '{marker}'")).await;
+        database.outside(&format!("comment on database \"{name}\" is '{marker}'")).await;
     }
     let adopted = program.run(&["adopt", "--orphans", "--version", "1", "--yes", "--json"]).await;
     let object = object(&adopted);
@@ -193,13 +185,8 @@ async fn orphans_are_taken_and_foreign_databases_refused() {
         })
         .collect();
     assert_eq!(refused, [(name(3).as_str(), "conflict"), (name(4).as_str(), "rights"), (unmatched.as_str(), "usage")]);
-    let comment = "select shobj_description(oid, 'pg_database') from pg_database where datname = ";
-    let client = database.superuser().await;
-    let foreign: String = one(&client, &format!("{comment} '{}'", name(3))).await;
-    assert_eq!(foreign, Marker::of(uuid::Uuid::nil(), &key(3)).to_string());
-    let taken: String = one(&client, &format!("{comment} '{}'", name(2))).await;
-    assert_eq!(taken, Marker::of(registry, &key(2)).to_string());
-    drop(client);
+    assert_eq!(database.marker(&name(3)).await, Some(Marker::of(uuid::Uuid::nil(), &key(3)).to_string()));
+    assert_eq!(database.marker(&name(2)).await, Some(Marker::of(registry, &key(2)).to_string()));
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
     assert_eq!(row(&database, &key(2)).await["version"].as_i64(), Some(2));
     let none = program.run(&["adopt", "--orphans", "--dry-run", "--version", "1"]).await;
@@ -278,12 +265,18 @@ async fn what_is_somebodys_is_refused() {
     let made = format!("{}made", database.prefix());
     by_hand(&database, &made, "tenant_owner").await;
     let before = (row(&database, &one_key).await, row(&database, &other_key).await);
+    let kind = database.isolation();
+    let [applications, servers] = match kind {
+        Isolation::Database => [database.name(), "template1"],
+        Isolation::Schema => ["public", "pg_catalog"],
+    };
+    let (none, already) = (format!("there is no {kind}"), format!("has a {kind} already"));
     let refusals: [(&[&str], &str); 6] = [
         (&["new", "--database", &other_name], "is tenant"),
-        (&["new", "--database", database.name()], "can be no tenant's"),
-        (&["new", "--database", "template1"], "can be no tenant's"),
-        (&["new", "--database", "nowhere"], "there is no database"),
-        (&[&one_key, "--database", &made], "has a database already"),
+        (&["new", "--database", applications], "can be no tenant's"),
+        (&["new", "--database", servers], "can be no tenant's"),
+        (&["new", "--database", "nowhere"], &none),
+        (&[&one_key, "--database", &made], &already),
         (&[&one_key, "--empty"], "is there"),
     ];
     for (words, said) in refusals {
@@ -295,7 +288,7 @@ async fn what_is_somebodys_is_refused() {
     let nobody = program.run(&["adopt", "--dry-run"]).await;
     assert_eq!(nobody.code(), 2, "{nobody:?}");
 
-    restore_over(&database, &one_name).await;
+    database.restore_over(&one_name).await;
     let lease = "leased_by = 'other:1:ab', leased_until = now() + interval '1 hour'";
     execute(&database, &format!("update tenantd.tenant set {lease} where key = '{one_key}'")).await;
     let busy = program.run(&["adopt", &one_key, "--yes", "--timeout", "1s"]).await;
@@ -305,7 +298,7 @@ async fn what_is_somebodys_is_refused() {
     run(&database.tenant_superuser(&one_name).await, edit).await;
     let drifted = program.run(&["adopt", &one_key, "--yes"]).await;
     assert!(drifted.code() == 1 && drifted.stderr.contains("was changed after version 1"), "{drifted:?}");
-    execute(&database, &format!("drop database \"{made}\"")).await;
+    database.outside(&format!("drop database \"{made}\"")).await;
     assert_eq!(oid(&database, &made).await, None);
     database.finish().await;
 }
@@ -323,7 +316,7 @@ async fn an_interrupted_adoption_ends_with_the_one_in_hand() {
     for number in 0..2 {
         let name = format!("{}customer_{number}", database.prefix());
         by_hand(&database, &name, "tenant_owner").await;
-        run(&locker, &format!("comment on database \"{name}\" is null")).await;
+        run(&locker, &database.meant(&format!("comment on database \"{name}\" is null"))).await;
         let key = database.sign_up(&format!("{number}@example.org")).await;
         execute(&database, &format!("insert into customer values ('{key}', '{name}')")).await;
         keys.push(key);

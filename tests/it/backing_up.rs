@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fleet::{execute, row};
+use crate::fleet::row;
 use crate::life::{files, json, program, tenants};
 use crate::sql::{one, run};
 use crate::support::database::{TENANTD_PASSWORD, TestDatabase};
@@ -128,9 +128,9 @@ async fn what_cannot_end_well_is_refused() {
     assert_eq!(program.run(&["backup"]).await.code(), 2, "neither a key nor --all");
     let waiting = database.sign_up("waiting@example.org").await;
     let without = program.run(&["backup", &waiting]).await;
-    assert!(without.code() == 1 && without.stdout.contains("has no database of its own"), "{without:?}");
+    assert!(without.code() == 1 && without.stdout.contains(" of its own now"), "{without:?}");
     let name = database.tenant_name(&keys[0]);
-    execute(&database, &format!("comment on database \"{name}\" is 'mine'")).await;
+    database.outside(&format!("comment on database \"{name}\" is 'mine'")).await;
     let foreign = program.run(&["backup", &keys[0]]).await;
     assert!(foreign.code() == 1 && foreign.stdout.contains("does not bear our marker"), "{foreign:?}");
     database.finish().await;
@@ -169,11 +169,7 @@ async fn an_interrupted_run_ends_what_it_has_in_hand() {
         lockers.push(locker);
     }
     let mut running = program.start_with(&["backup", "--all", "--parallel", "1"]);
-    let waits =
-        "select exists (select from pg_stat_activity where starts_with(datname, $1) and wait_event_type = 'Lock')";
-    let client = database.superuser().await;
-    until("pg_dump to wait", SOON, async || client.query_one(waits, &[&database.prefix()]).await.expect("look").get(0))
-        .await;
+    until("pg_dump to wait", SOON, async || database.tenant_sessions("wait_event_type = 'Lock'").await > 0).await;
     running.signal(process::Signal::INT);
     running.wait_for_line("ending: no new work", SOON).await;
     drop(lockers);
@@ -185,6 +181,5 @@ async fn an_interrupted_run_ends_what_it_has_in_hand() {
     );
     running.kill();
     assert_eq!(row(&database, &keys[0]).await["leased_by"], Value::Null);
-    drop(client);
     database.finish().await;
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tenantd::config::Isolation;
 use tenantd::error::{Error, Kind};
 use tenantd::registry::claim::{Again, Claim, Done};
 use tenantd::registry::hand_over::{Handed, Naming};
 use tenantd::registry::spares::{Serving, Taken};
-use tenantd::tenant::{State, spare_name};
+use tenantd::tenant::{State, Work, spare_name};
 
 use crate::fleet::{Fleet, execute, half_made, most, oid, row, write_migrations};
 use crate::support::daemon::Program;
@@ -113,11 +114,17 @@ async fn a_stale_holder_changes_nothing() {
     assert_eq!(fresh.attempt, 2, "attempt grows with each claim");
 
     let spare = spare_name();
-    tenantd::provision::template::ensure(&fleet.context).await.expect("a template");
-    let taken = registry.take_spare(&fresh, &spare, "tenant_owner", &SERVING).await.expect("the holder may");
-    assert!(matches!(taken, Taken::Name(_)), "{taken:?}");
-    execute(&database, &format!("create database {spare} owner tenant_owner allow_connections false")).await;
-    execute(&database, &format!("revoke connect, temporary on database {spare} from public")).await;
+    let by_schema = database.isolation() == Isolation::Schema;
+    if by_schema {
+        let announce = format!("insert into tenantd.spare (name, key, attempt) values ('{spare}', '{key}', 2)");
+        execute(&database, &announce).await;
+    } else {
+        tenantd::provision::template::ensure(&fleet.context).await.expect("a template");
+        let taken = registry.take_spare(&fresh, &spare, "tenant_owner", &SERVING).await.expect("the holder may");
+        assert!(matches!(taken, Taken::Name(_)), "{taken:?}");
+    }
+    make_closed(&database, &spare).await;
+    database.outside(&format!("revoke connect, temporary on database {spare} from public")).await;
     let before = row(&database, &key).await;
     let name = database.tenant_name(&key);
     for (what, error) in every_write(&first, &stale, &spare, &name).await {
@@ -127,13 +134,25 @@ async fn a_stale_holder_changes_nothing() {
     assert_eq!(half_made(&database).await, [spare.as_str()]);
     assert!(database.tenant_databases().await.is_empty());
 
-    let naming = Naming { claim: &fresh, name: name.clone() };
-    let handed = registry.hand_over(&[naming], "tenant_owner", Some(&spare)).await.expect("the holder may");
-    assert!(matches!(handed[..], [Handed::Ready]), "{handed:?}");
+    if by_schema {
+        registry.release(&fresh, Duration::ZERO).await.expect("the holder may");
+        registry.put_down(&fresh);
+        assert_eq!(fleet.sweep().await.made, 1);
+    } else {
+        let naming = Naming { claim: &fresh, name: name.clone() };
+        let handed = registry.hand_over(&[naming], "tenant_owner", Some(&spare)).await.expect("the holder may");
+        assert!(matches!(handed[..], [Handed::Ready]), "{handed:?}");
+    }
     assert_eq!(database.tenant_databases().await, [name]);
     first.close().await;
     fleet.close().await;
     database.finish().await;
+}
+
+/// A database, or schema, under a random name, as the work makes it.
+async fn make_closed(database: &TestDatabase, spare: &str) {
+    let closed = if database.isolation() == Isolation::Database { " allow_connections false" } else { "" };
+    database.outside(&format!("create database {spare} owner tenant_owner{closed}")).await;
 }
 
 /// Whatever template serves.
@@ -159,19 +178,32 @@ async fn every_write(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> V
 /// The same for what changes a database, or the length of the lease.
 async fn every_change(fleet: &Fleet, claim: &Claim, spare: &str, name: &str) -> Vec<(&'static str, Error)> {
     let registry = fleet.registry();
-    let naming = Naming { claim, name: name.to_owned() };
-    let handed = registry.hand_over(&[naming], "tenant_owner", Some(spare)).await.expect("an answer");
-    assert!(matches!(handed[..], [Handed::LeaseLost]), "hand_over: {handed:?}");
-    vec![
+    let mut failed = Vec::new();
+    match registry.isolation {
+        Isolation::Database => {
+            let naming = Naming { claim, name: name.to_owned() };
+            let handed = registry.hand_over(&[naming], "tenant_owner", Some(spare)).await.expect("an answer");
+            assert!(matches!(handed[..], [Handed::LeaseLost]), "hand_over: {handed:?}");
+            let taken = registry.take_spare(claim, &spare_name(), "tenant_owner", &SERVING).await.map(drop);
+            failed.push(("take_spare", taken.expect_err("fenced")));
+        }
+        Isolation::Schema => {
+            let clear = registry.clear_name(claim, name, None, Work::Due).await.map(drop);
+            let filled = registry.filled(claim, Some(9), None, "late").await;
+            failed.extend([
+                ("hand_over_made", registry.hand_over_made(claim, spare, "").await.expect_err("fenced")),
+                ("clear_name", clear.expect_err("fenced")),
+                ("filled", filled.expect_err("fenced")),
+            ]);
+        }
+    }
+    failed.extend([
         ("renew", registry.renew(claim).await.map(drop).expect_err("fenced")),
-        (
-            "take_spare",
-            registry.take_spare(claim, &spare_name(), "tenant_owner", &SERVING).await.map(drop).expect_err("fenced"),
-        ),
         ("set_aside", registry.set_aside(claim, spare, &spare_name()).await.expect_err("fenced")),
         ("mend_database", registry.mend_database(claim, spare, "select 1").await.expect_err("fenced")),
         ("take_back", registry.take_back(claim, spare).await.expect_err("fenced")),
-    ]
+    ]);
+    failed
 }
 
 /// Goal: a lease that ran out ends the work even if nobody took the tenant over. Method: as above without a second holder: nothing may be
@@ -188,7 +220,7 @@ async fn a_lease_that_ran_out_makes_nothing_any_more() {
     until("the end of the lease", SOON, async || client.query_one(ran_out, &[]).await.expect("look").get(0)).await;
     let spare = spare_name();
     execute(&database, &format!("insert into tenantd.spare (name, key, attempt) values ('{spare}', '{key}', 1)")).await;
-    execute(&database, &format!("create database {spare} owner tenant_owner allow_connections false")).await;
+    make_closed(&database, &spare).await;
     for (what, error) in every_change(&fleet, &claim, &spare, &database.tenant_name(&key)).await {
         assert_eq!(error.kind(), Kind::LeaseLost, "{what}: {}", error.chain());
     }
@@ -268,7 +300,9 @@ async fn a_daemon_that_stood_still_does_nothing_late() {
     let one_template =
         "select count(*) = 1 and bool_and(completed_at is not null and retired_at is null) from tenantd.template";
     until("the end of what is half made", SOON, async || {
-        half_made(&database).await.is_empty() && client.query_one(one_template, &[]).await.expect("look").get(0)
+        half_made(&database).await.is_empty()
+            && (database.isolation() == Isolation::Schema
+                || client.query_one(one_template, &[]).await.expect("look").get(0))
     })
     .await;
     assert_eq!(second.terminate().await.code(), Some(0));

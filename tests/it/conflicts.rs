@@ -1,9 +1,11 @@
 //! Databases that are not as tenantd left them: somebody else's, lost, replaced, not whole, opened or given away.
 
+use tenantd::config::Isolation;
 use tenantd::error::Kind;
 use tenantd::tenant::Marker;
 
 use crate::fleet::{Fleet, enter, execute, half_made, oid, row};
+use crate::sql::one;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 
@@ -17,15 +19,20 @@ async fn one_ready(database: &TestDatabase, fleet: &Fleet) -> (String, String) {
 
 /// What must not change of a database that is not ours: oid, comment, rights, owner, and whether its table holds its row.
 async fn portrait(database: &TestDatabase, name: &str) -> String {
-    let select = "select concat_ws(' ', oid, shobj_description(oid, 'pg_database'), datacl::text, datdba, datallowconn, datconnlimit)
-                  from pg_database where datname = $1";
-    let outside: String = database.superuser().await.query_one(select, &[&name]).await.expect("it is there").get(0);
+    let select = format!("select to_jsonb(p)::text from {} p where name = $1", database.place());
+    let outside: String = database.superuser().await.query_one(&select, &[&name]).await.expect("it is there").get(0);
+    let mut limits = String::new();
+    if database.isolation() == Isolation::Database {
+        let select =
+            format!("select concat_ws(' ', datallowconn, datconnlimit) from pg_database where datname = '{name}'");
+        limits = one(&database.superuser().await, &select).await;
+    }
     let inside = "select string_agg(relname || ' ' || coalesce(relacl::text, ''), ',' order by relname)
                   || (select string_agg(word, ',') from precious)
-                  from pg_class where relnamespace = 'public'::regnamespace";
+                  from pg_class where relnamespace = current_schema()::regnamespace";
     let inside: String =
         database.tenant_superuser(name).await.query_one(inside, &[]).await.expect("the table is there").get(0);
-    format!("{outside} {inside}")
+    format!("{outside} {limits} {inside}")
 }
 
 async fn fill(database: &TestDatabase, name: &str) {
@@ -41,8 +48,8 @@ async fn somebody_elses_database_is_a_conflict_and_stays_as_it_is() {
     let fleet = Fleet::install(&database, &[]).await;
     let key = database.sign_up("one@example.org").await;
     let name = database.tenant_name(&key);
-    execute(&database, &format!("create database \"{name}\"")).await;
-    execute(&database, &format!("comment on database \"{name}\" is 'of the shop'")).await;
+    database.outside(&format!("create database \"{name}\"")).await;
+    database.outside(&format!("comment on database \"{name}\" is 'of the shop'")).await;
     fill(&database, &name).await;
     let before = portrait(&database, &name).await;
     let other = database.sign_up("two@example.org").await;
@@ -59,7 +66,7 @@ async fn somebody_elses_database_is_a_conflict_and_stays_as_it_is() {
     assert_eq!(fleet.sweep().await.failed.len(), 1, "a person may ask again");
     assert_eq!(portrait(&database, &name).await, before);
 
-    execute(&database, &format!("drop database \"{name}\"")).await;
+    database.outside(&format!("drop database \"{name}\"")).await;
     let report = fleet.sweep().await;
     assert_eq!((report.made, report.failed.len()), (1, 0), "{report:?}");
     let ready = row(&database, &key).await;
@@ -76,14 +83,14 @@ async fn another_registrys_database_is_a_conflict() {
     let key = database.sign_up("one@example.org").await;
     let name = database.tenant_name(&key);
     let marker = Marker::of(uuid::Uuid::new_v4(), &key);
-    execute(&database, &format!("create database \"{name}\" owner tenantd")).await;
-    execute(&database, &format!("comment on database \"{name}\" is '{marker}'")).await;
+    database.outside(&format!("create database \"{name}\" owner tenantd")).await;
+    database.outside(&format!("comment on database \"{name}\" is '{marker}'")).await;
     fill(&database, &name).await;
     let before = portrait(&database, &name).await;
     let report = fleet.sweep().await;
     assert_eq!(report.failed[0].error.kind(), Kind::Conflict);
     assert_eq!(portrait(&database, &name).await, before);
-    execute(&database, &format!("drop database \"{name}\"")).await;
+    database.outside(&format!("drop database \"{name}\"")).await;
     assert_eq!(fleet.sweep().await.made, 1);
     fleet.close().await;
     database.finish().await;
@@ -112,22 +119,22 @@ async fn nearly_our_marker_is_not_ours() {
         template,
         "tenantd".to_owned(),
     ];
-    execute(&database, &format!("create database \"{name}\" owner tenantd")).await;
+    database.outside(&format!("create database \"{name}\" owner tenantd")).await;
     fill(&database, &name).await;
     let comment = |text: &str| format!("comment on database \"{name}\" is '{text}'");
     for text in &nearly {
-        execute(&database, &comment(text)).await;
+        database.outside(&comment(text)).await;
         let before = portrait(&database, &name).await;
         let report = fleet.sweep().await;
         assert_eq!((report.made, report.failed[0].error.kind()), (0, Kind::Conflict), "{text:?}");
         assert_eq!(portrait(&database, &name).await, before, "{text:?}");
     }
-    execute(&database, &format!("drop database \"{name}\"")).await;
+    database.outside(&format!("drop database \"{name}\"")).await;
     assert_eq!(fleet.sweep().await.made, 1);
     fill(&database, &name).await;
     let program = Program::for_database(&database);
     for text in &nearly[1..4] {
-        execute(&database, &comment(text)).await;
+        database.outside(&comment(text)).await;
         execute(&database, "update tenantd.tenant set verified_at = now() - interval '2 days'").await;
         let before = portrait(&database, &name).await;
         assert_eq!(fleet.sweep().await.failed.len(), 1, "{text:?}");
@@ -135,7 +142,7 @@ async fn nearly_our_marker_is_not_ours() {
         assert!(dropped.code() == 1 && dropped.stderr.contains("does not bear the marker"), "{text:?}: {dropped:?}");
         assert_eq!(portrait(&database, &name).await, before, "{text:?}");
     }
-    execute(&database, &comment(&ours)).await;
+    database.outside(&comment(&ours)).await;
     assert_eq!(fleet.sweep().await.failed.len(), 0);
     fleet.close().await;
     database.finish().await;
@@ -165,14 +172,14 @@ async fn a_database_that_is_not_whole_is_dropped_if_it_is_ours() {
     execute(&database, anew).await;
     assert_eq!(fleet.sweep().await.made, 1);
 
-    execute(&database, &format!("comment on database \"{name}\" is 'mine now'")).await;
+    database.outside(&format!("comment on database \"{name}\" is 'mine now'")).await;
     execute(&database, &format!("update pg_database set datconnlimit = -2 where datname = '{name}'")).await;
     execute(&database, anew).await;
     let foreign = oid(&database, &name).await;
     let report = fleet.sweep().await;
     assert_eq!((report.failed[0].key.as_str(), report.failed[0].error.kind()), (key.as_str(), Kind::Conflict));
     assert_eq!(oid(&database, &name).await, foreign, "untouched");
-    execute(&database, &format!("drop database \"{name}\"")).await;
+    database.outside(&format!("drop database \"{name}\"")).await;
     assert_eq!(fleet.sweep().await.made, 1);
     fleet.close().await;
     database.finish().await;
@@ -185,7 +192,7 @@ async fn a_lost_database_is_parked_with_what_to_do() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[]).await;
     let (key, name) = one_ready(&database, &fleet).await;
-    execute(&database, &format!("drop database \"{name}\"")).await;
+    database.outside(&format!("drop database \"{name}\"")).await;
     let report = fleet.try_sweep(false).await.expect("sweep");
     assert_eq!((report.failed.len(), report.failed[0].parked), (1, true), "{report:?}");
     let parked = row(&database, &key).await;
@@ -218,9 +225,9 @@ async fn a_replaced_database_is_parked_and_stays_as_it_is() {
     let (key, name) = one_ready(&database, &fleet).await;
     let marker = Marker::of(fleet.registry().id, &key);
     for comment in ["of the shop".to_owned(), marker.to_string()] {
-        execute(&database, &format!("drop database \"{name}\"")).await;
-        execute(&database, &format!("create database \"{name}\" owner tenant_owner")).await;
-        execute(&database, &format!("comment on database \"{name}\" is '{comment}'")).await;
+        database.outside(&format!("drop database \"{name}\"")).await;
+        database.outside(&format!("create database \"{name}\" owner tenant_owner")).await;
+        database.outside(&format!("comment on database \"{name}\" is '{comment}'")).await;
         fill(&database, &name).await;
         let before = portrait(&database, &name).await;
         let report = fleet.sweep().await;
@@ -251,15 +258,17 @@ async fn a_changed_database_is_mended_by_the_next_sweep() {
     let (_, name) = one_ready(&database, &fleet).await;
     fill(&database, &name).await;
     let before = portrait(&database, &name).await;
-    let changes = [
-        format!("alter database \"{name}\" allow_connections false"),
+    let mut changes = vec![
         format!("grant connect on database \"{name}\" to public"),
         format!("alter database \"{name}\" owner to tenantd"),
     ];
+    if database.isolation() == Isolation::Database {
+        changes.push(format!("alter database \"{name}\" allow_connections false"));
+    }
     let all: Vec<_> = changes.iter().map(String::as_str).collect();
     for changes in changes.iter().map(|change| vec![change.as_str()]).chain([all]) {
         for change in &changes {
-            execute(&database, change).await;
+            database.outside(change).await;
         }
         let report = fleet.try_sweep(false).await.expect("sweep");
         assert_eq!((report.chosen, report.ready, report.made), (1, 1, 0), "{changes:?}: {report:?}");
@@ -277,7 +286,7 @@ async fn a_database_that_was_given_away_holds_up_nobody() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[]).await;
     let (key, name) = one_ready(&database, &fleet).await;
-    execute(&database, &format!("alter database \"{name}\" owner to postgres")).await;
+    database.outside(&format!("alter database \"{name}\" owner to postgres")).await;
     for number in 0..5 {
         database.sign_up(&format!("other-{number}@example.org")).await;
     }
@@ -287,7 +296,7 @@ async fn a_database_that_was_given_away_holds_up_nobody() {
     let failing = row(&database, &key).await;
     assert_eq!((failing["work"].as_str(), failing["error_kind"].as_str()), (Some("failing"), Some("refused")));
     assert_eq!((failing["state"].as_str(), failing["error_sqlstate"].as_str()), (Some("ready"), Some("42501")));
-    execute(&database, &format!("alter database \"{name}\" owner to tenant_owner")).await;
+    database.outside(&format!("alter database \"{name}\" owner to tenant_owner")).await;
     assert_eq!(fleet.sweep().await.failed.len(), 0);
     fleet.close().await;
     database.finish().await;

@@ -37,7 +37,7 @@ async fn tenants_are_made_without_a_daemon() {
     let (database, program) = scene().await;
     let name = database.tenant_name(ONE);
     let dry = program.run(&["create", ONE, "--dry-run"]).await;
-    assert_eq!((dry.code(), dry.stdout), (0, format!("{ONE}: database {name}: make, hand over")));
+    assert_eq!((dry.code(), dry.stdout), (0, format!("{ONE}: {} {name}: make, hand over", database.isolation())));
     let dry = object(&program.run(&["create", ONE, "--dry-run", "--json"]).await, 0);
     assert_eq!(dry["tenants"], json!([{ "key": ONE, "name": name, "steps": ["make", "hand over"] }]));
     assert_eq!(number(&database, "select count(*) from tenantd.tenant").await, 0, "nothing was changed");
@@ -61,9 +61,7 @@ async fn tenants_are_made_without_a_daemon() {
 
 /// What `tenantd url` says.
 fn url(database: &TestDatabase, key: &str) -> String {
-    let root = database.server().authority().root().display().to_string().replace('/', "%2F");
-    let (address, name) = (database.server().address(), database.tenant_name(key));
-    format!("postgresql://tenantd@{address}/{name}?sslmode=verify-full&sslrootcert={root}")
+    format!("postgresql://tenantd{}", database.tenant_url(&database.tenant_name(key)))
 }
 
 /// Goal: what cannot be made is refused before anything is, or told with its reason; nobody else's database is touched. Method: bad keys, a held
@@ -103,13 +101,13 @@ async fn what_cannot_be_made_is_told() {
         .await;
     assert_eq!(program.run(&["create", ONE]).await.code(), 0, "a deleted one is made anew");
     let name = database.tenant_name(TWO);
-    execute(&database, &format!("create database {name}")).await;
+    database.outside(&format!("create database {name}")).await;
     for arguments in [["create", TWO, "--dry-run"].as_slice(), &["create", TWO]] {
         let refused = program.run(arguments).await;
         assert!(refused.code() == 1 && refused.stderr.contains("does not bear this registry's marker"), "{refused:?}");
     }
     assert_eq!(row(&database, TWO).await["work"], "parked");
-    execute(&database, &format!("drop database {name}")).await;
+    database.outside(&format!("drop database {name}")).await;
     assert_eq!(program.run(&["create", TWO, "--if-missing"]).await.code(), 0, "once mended it is made");
     let without = program.clone().setting("main.url", &database.url().replace(database.name(), "postgres"));
     let refused = without.run(&["create", ONE]).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tenantd::config::Isolation;
 
 use crate::fleet::{enter, execute, oid, row};
 use crate::life::{events, files, json, messages, program, standing, tenants, write};
@@ -55,8 +56,9 @@ async fn a_dropped_tenant_comes_back_whole() {
     assert_eq!(
         plain(&dropped.stdout, key),
         format!(
-            "KEY is dropped: its database is set aside as ASIDE, and goes for good after MOMENT\n\
+            "KEY is dropped: its {} is set aside as ASIDE, and goes for good after MOMENT\n\
              `tenantd restore KEY` takes it back until then\nbackup: {}",
+            database.isolation(),
             plain(&file.display().to_string(), key)
         )
     );
@@ -69,7 +71,7 @@ async fn a_dropped_tenant_comes_back_whole() {
     assert!(again.code() == 2 && again.stderr.contains("is dropped already"), "{again:?}");
     assert!(again.stderr.contains("`tenantd restore` takes it back"), "{again:?}");
     let backup = program.run(&["backup", key]).await;
-    assert!(backup.code() == 1 && backup.stdout.contains("is deleting, so it has no database"), "{backup:?}");
+    assert!(backup.code() == 1 && backup.stdout.contains("is deleting, so it has no "), "{backup:?}");
 
     let restored = program.run(&["restore", &key[..8]]).await;
     assert_eq!(restored.code(), 0, "{restored:?}");
@@ -179,7 +181,7 @@ async fn for_good_only_when_asked_for() {
     assert_eq!(one::<i64>(&database.superuser().await, "select count(*) from tenantd.dropped").await, 0);
     let waiting = database.sign_up("waiting@example.org").await;
     let deleted = program.run(&["drop", &waiting]).await;
-    assert!(deleted.code() == 0 && deleted.stdout.ends_with("is deleted: it had no database"), "{deleted:?}");
+    assert!(deleted.code() == 0 && deleted.stdout.contains("is deleted: it had no "), "{deleted:?}");
     assert_eq!(row(&database, &waiting).await["state"], "deleted");
     database.finish().await;
 }
@@ -199,8 +201,8 @@ async fn what_cannot_be_dropped_is_left_as_it_was() {
         assert_eq!(output.code(), code, "{why}: {output:?}");
         assert!(output.stderr.contains(why) && output.stderr.contains(advice), "{why}: {output:?}");
         assert_eq!(standing(&database, key).await, "ready idle", "{why}");
-        let open = format!("select datallowconn from pg_database where datname = '{name}'");
-        assert!(one::<bool>(&database.superuser().await, &open).await, "{why}: it is closed");
+        let open = enter(&database, &database.app_url(), &name).await;
+        open.unwrap_or_else(|error| panic!("{why}: it is closed: {error:?}")).close().await;
     };
     refused(
         &program.clone().unset("backup.folder"),
@@ -212,34 +214,34 @@ async fn what_cannot_be_dropped_is_left_as_it_was() {
     .await;
     refused(&program, &["drop", "no-such-tenant"], 2, "there is no tenant", "hint:").await;
 
-    let app = database.server().client("app", crate::support::database::APP_PASSWORD, &name).await;
-    refused(&program, &drop, 1, "is in use after 300ms: role app (test, pid ", "pg_signal_backend").await;
-    assert!(one::<bool>(&app, "select true").await, "its session lives");
-    run(&app, "begin; insert into log_message (message) values ('x'); prepare transaction 'left over'").await;
-    std::mem::drop(app);
-    refused(&program, &drop, 1, "the prepared transaction 'left over' of role app", "ROLLBACK PREPARED").await;
-    let admin = database.tenant_superuser(&name).await;
-    run(&admin, "rollback prepared 'left over'").await;
-    std::mem::drop(admin);
+    if database.isolation() == Isolation::Database {
+        let app = database.tenant_app(&name).await;
+        refused(&program, &drop, 1, "is in use after 300ms: role app (test, pid ", "pg_signal_backend").await;
+        assert!(one::<bool>(&app, "select true").await, "its session lives");
+        run(&app, "begin; insert into log_message (message) values ('x'); prepare transaction 'left over'").await;
+        std::mem::drop(app);
+        refused(&program, &drop, 1, "the prepared transaction 'left over' of role app", "ROLLBACK PREPARED").await;
+        let admin = database.tenant_superuser(&name).await;
+        run(&admin, "rollback prepared 'left over'").await;
+    }
 
     execute(&database, "update tenantd.tenant set leased_by = 'somebody', leased_until = now() + interval '1 hour'")
         .await;
     refused(&program, &drop, 1, "is in the hands of somebody", "tenantd release-lock").await;
     execute(&database, "update tenantd.tenant set leased_by = null, leased_until = null").await;
-    let comment = format!("select shobj_description(oid, 'pg_database') from pg_database where datname = '{name}'");
-    let marker: String = one(&database.superuser().await, &comment).await;
-    execute(&database, &format!("comment on database \"{name}\" is 'mine'")).await;
+    let marker = database.marker(&name).await.expect("a marker");
+    database.outside(&format!("comment on database \"{name}\" is 'mine'")).await;
     refused(&program, &drop, 1, "does not bear the marker", "somebody else made it").await;
-    execute(&database, &format!("comment on database \"{name}\" is '{marker}'")).await;
+    database.outside(&format!("comment on database \"{name}\" is '{marker}'")).await;
     let missing = TestDatabase::new().await;
     let nothing = Program::for_database(&missing).run(&["drop", key]).await;
     assert!(nothing.code() == 2 && nothing.stderr.contains("`tenantd setup` installs it"), "{nothing:?}");
     missing.finish().await;
 
-    // Sessions of tenantd's own role are ended.
-    let own = database.server().client("tenantd", crate::support::database::TENANTD_PASSWORD, &name).await;
+    // Sessions of tenantd's own role in its database are ended.
+    let own = database.tenant_tenantd(&name).await;
     assert_eq!(program.run(&drop).await.code(), 0);
-    assert!(own.query_one("select 1", &[]).await.is_err());
+    assert_eq!(own.query_one("select 1", &[]).await.is_err(), database.isolation() == Isolation::Database);
     database.finish().await;
 }
 
@@ -256,22 +258,17 @@ async fn a_dropped_database_that_is_not_ours_any_more_stays() {
         let dropped = json(&program.run(&["drop", key, "--skip-backup", "--json"]).await);
         asides.push(dropped["set_aside_as"].as_str().expect("a name").to_owned());
     }
-    execute(
-        &database,
-        &format!("comment on database {} is 'mine'; update tenantd.dropped set purge_after = now()", asides[0]),
-    )
-    .await;
+    database.outside(&format!("comment on database {} is 'mine'", asides[0])).await;
+    execute(&database, "update tenantd.dropped set purge_after = now()").await;
     let swept = program.run(&["--sweep-once"]).await;
     assert!(swept.code() == 1 && swept.stdout.contains("could not be dropped"), "{swept:?}");
     assert!(oid(&database, &asides[0]).await.is_some() && oid(&database, &asides[1]).await.is_none());
     let restored = program.run(&["restore", &keys[0]]).await;
     assert!(restored.code() == 1 && restored.stderr.contains("does not bear our marker"), "{restored:?}");
     assert_eq!(standing(&database, &keys[0]).await, "deleting held");
-    let admin = database.superuser().await;
-    run(&admin, &format!("drop database {}", asides[0])).await;
+    database.outside(&format!("drop database {}", asides[0])).await;
     sweep(&program).await;
     assert_eq!(row(&database, &keys[0]).await["state"], "deleted", "what somebody dropped by hand is forgotten");
-    std::mem::drop(admin);
     database.finish().await;
 }
 

@@ -41,7 +41,7 @@ async fn tables(database: &TestDatabase, key: &str) -> String {
     let select =
         "select string_agg(concat_ws(':', c.relname, a.attname), ',' order by c.relname, a.attnum) from pg_class c
                   left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
-                  where relnamespace = 'public'::regnamespace and relkind = 'r'";
+                  where relnamespace = current_schema()::regnamespace and relkind = 'r'";
     let client = database.tenant_superuser(&database.tenant_name(key)).await;
     client.query_one(select, &[]).await.expect("look").get::<_, Option<String>>(0).unwrap_or_default()
 }
@@ -481,7 +481,7 @@ async fn connections_that_are_refused_are_told_apart() {
     fleet.close().await;
 
     execute(&database, &look_again).await;
-    execute(&database, &format!("alter database \"{name}\" connection limit 0")).await;
+    database.outside(&format!("alter database \"{name}\" connection limit 0")).await;
     let program = Program::for_database(&database).setting("retry.first", "100ms").setting("signup.poll", "250ms");
     let daemon = program.start().allow("tenant failing, tried again");
     daemon.wait_for_line("tenant failing, tried again", SOON).await;
@@ -494,7 +494,7 @@ async fn connections_that_are_refused_are_told_apart() {
     let failing = row(&database, &key).await;
     assert_eq!((failing["error_kind"].as_str(), failing["error_sqlstate"].as_str()), (Some("refused"), Some("53300")));
     assert_eq!(failing["state"].as_str(), Some("ready"));
-    execute(&database, &format!("alter database \"{name}\" connection limit -1")).await;
+    database.outside(&format!("alter database \"{name}\" connection limit -1")).await;
     let mended = "select from tenantd.tenant where key = $1 and work = 'idle' and failures = 0";
     until("the tenant", SOON, async || client.query_opt(mended, &[&key]).await.expect("look").is_some()).await;
     drop(client);
@@ -517,7 +517,7 @@ async fn only_a_limit_that_is_reached_is_a_databases_own() {
     let inside = database.tenant_superuser(&name).await;
     assert!(!full().await, "no limit");
     for (limit, expected) in [(2, false), (1, true), (0, true), (-1, false)] {
-        execute(&database, &format!("alter database \"{name}\" connection limit {limit}")).await;
+        database.outside(&format!("alter database \"{name}\" connection limit {limit}")).await;
         assert_eq!(full().await, expected, "limit {limit}");
     }
     drop(inside);

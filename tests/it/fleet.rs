@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tenantd::config::{Config, Sources, load};
+use tenantd::config::{Config, Isolation, Sources, load};
 use tenantd::error::Result;
 use tenantd::migrations::{MigrationSet, embedded, source};
 use tenantd::naming::Names;
-use tenantd::pg::{Server, Session};
+use tenantd::pg::{Doing, Server, Session, quote};
 use tenantd::provision::{Context, Supply};
 use tenantd::registry::claim::Most;
 use tenantd::registry::identity::Moved;
@@ -154,13 +154,22 @@ pub async fn execute(database: &TestDatabase, sql: &str) {
     database.superuser().await.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
 
-/// Enters the database `name` as whoever `url` names.
+/// Enters the tenant `name` as whoever `url` names: its database, or the main one with a search path that leads to its schema, if that may be used.
 ///
 /// # Errors
 /// As the library says.
 pub async fn enter(database: &TestDatabase, url: &str, name: &str) -> Result<Session> {
     let config = config(database, &[("main.url", url)]);
-    Server::new(config.main, Tasks::new()).connect(Some(name), "test").await
+    let server = Server::new(config.main, Tasks::new());
+    if database.isolation() == Isolation::Database {
+        return server.connect(Some(name), "test").await;
+    }
+    let session = server.connect(None, "test").await?;
+    let schema = quote::identifier(name);
+    let (itself, within) = (quote::literal(&schema), quote::literal(&format!("{schema}.anything")));
+    let search = format!("select {itself}::regnamespace, to_regclass({within}); set search_path = {schema}");
+    session.batch_execute(&search).await.doing(|| format!("enter the schema {name:?}"))?;
+    Ok(session)
 }
 
 /// Writes migrations of the given file names and texts into `folder`.
@@ -170,16 +179,18 @@ pub fn write_migrations(folder: &Path, files: &[(&str, &str)]) {
     }
 }
 
-/// The oid of the database `name`; `None` when there is none.
+/// The oid of the database, or schema, `name`; `None` when there is none.
 pub async fn oid(database: &TestDatabase, name: &str) -> Option<u32> {
-    let select = "select oid from pg_database where datname = $1";
-    database.superuser().await.query_opt(select, &[&name]).await.expect("look").map(|row| row.get(0))
+    let select = format!("select oid from {} p where name = $1", database.place());
+    database.superuser().await.query_opt(&select, &[&name]).await.expect("look").map(|row| row.get(0))
 }
 
-/// Names of databases in the making that the registry knows and that are there; spares that are kept for anyone are not among them.
+/// Names of databases, or schemas, in the making that the registry knows and that are there; spares that are kept for anyone are not among them.
 pub async fn half_made(database: &TestDatabase) -> Vec<String> {
-    let select = "select s.name from tenantd.spare s join pg_database d on d.datname = s.name
-                  where s.made_at is null or s.key is not null";
-    let rows = database.superuser().await.query(select, &[]).await.expect("look");
+    let select = format!(
+        "select s.name from tenantd.spare s join {} d on d.name = s.name where s.made_at is null or s.key is not null",
+        database.place()
+    );
+    let rows = database.superuser().await.query(&select, &[]).await.expect("look");
     rows.iter().map(|row| row.get(0)).collect()
 }

@@ -102,8 +102,11 @@ async fn what_the_dead_left_is_freed() {
         )
     };
     execute(&database, &(lease(&keys[0], "gone:1:abcd") + &lease(&keys[1], &living))).await;
-    let locker = database.tenant_superuser(&database.tenant_name(&keys[1])).await;
-    run(&locker, "select pg_advisory_lock(hashtextextended('tenantd.migrate:public', 0))").await;
+    let name = database.tenant_name(&keys[1]);
+    let lock =
+        format!("select pg_advisory_lock(hashtextextended('tenantd.migrate:{}', 0))", database.tenant_schema(&name));
+    let locker = database.tenant_superuser(&name).await;
+    run(&locker, &lock).await;
     until("the bell to be armed", SOON, async || {
         program.run(&["release-lock", "--dry-run"]).await.stdout.contains("the doorbell")
     })
@@ -131,11 +134,8 @@ async fn what_the_dead_left_is_freed() {
     );
     assert_eq!(row(&database, &keys[1]).await["leased_by"], Value::Null, "the lease was freed all the same");
     drop(locker);
-    let own = database
-        .server()
-        .client("tenantd", crate::support::database::TENANTD_PASSWORD, &database.tenant_name(&keys[1]))
-        .await;
-    run(&own, "select pg_advisory_lock(hashtextextended('tenantd.migrate:public', 0))").await;
+    let own = database.tenant_tenantd(&name).await;
+    run(&own, &lock).await;
     let forced = program.run(&["release-lock", &keys[1], "--force"]).await;
     assert!(forced.code() == 0 && forced.stdout.contains("ended"), "{forced:?}");
     assert!(own.query_one("select 1", &[]).await.is_err());

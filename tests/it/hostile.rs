@@ -244,8 +244,12 @@ async fn whole_way(names: &Names, file: &std::path::Path) {
     let database = TestDatabase::new().await;
     let admin = database.superuser().await;
     names.make(&admin).await;
-    let settings =
-        [("main.url", database.url()), ("tenant.prefix", database.prefix().to_owned()), ("http.listen", String::new())];
+    let settings = [
+        ("main.url", database.url()),
+        ("tenant.isolation", database.isolation().word().to_owned()),
+        ("tenant.prefix", database.prefix().to_owned()),
+        ("http.listen", String::new()),
+    ];
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     sources.file = Some(file.to_owned());
     sources.flags.extend(settings.map(|(key, value)| (key.to_owned(), value)));
@@ -259,10 +263,14 @@ async fn whole_way(names: &Names, file: &std::path::Path) {
     assert_eq!(warnings(&database), [""; 0]);
     let report = fleet.sweep().await;
     assert_eq!((report.requested, report.made, report.failed.len()), (1, 2, 0), "{report:?}");
-    let owners = "select string_agg(distinct pg_get_userbyid(datdba)::text, ' ') from pg_database join tenantd.tenant on datname = name";
-    assert_eq!(one::<String>(&admin, owners).await, names.owner);
-    let may = "select bool_and(has_database_privilege($1, datname, 'connect')) from pg_database join tenantd.tenant on datname = name";
-    assert!(admin.query_one(may, &[&names.worker]).await.expect("look").get::<_, bool>(0));
+    let place = database.place();
+    let owners = format!("select string_agg(distinct owner, ' ') from {place} p join tenantd.tenant using (name)");
+    assert_eq!(one::<String>(&admin, &owners).await, names.owner);
+    let may = format!(
+        "select bool_and(exists (select from aclexplode(acl) where grantee = (select oid from pg_roles where rolname = $1)))
+         from {place} p join tenantd.tenant using (name)"
+    );
+    assert!(admin.query_one(&may, &[&names.worker]).await.expect("look").get::<_, bool>(0));
     fleet.close().await;
     let again = Fleet::with_set(config, set()).await.expect("install");
     assert_eq!(again.installed.changes, [""; 0], "it knows its own");
@@ -390,7 +398,7 @@ async fn any_history_is_read_or_refused() {
     let key = database.sign_up("one@example.org").await;
     assert_eq!(fleet.sweep().await.made, 1);
     let inside = database.tenant_superuser(&database.tenant_name(&key)).await;
-    run(&inside, "update public.tenantd_migration set statements_done = -1, name = e'x\\n\\x1b[31m'").await;
+    run(&inside, "update tenantd_migration set statements_done = -1, name = e'x\\n\\x1b[31m'").await;
     execute(&database, "update tenantd.tenant set verified_at = now() - interval '2 days'").await;
     let report = fleet.sweep().await;
     assert_eq!((report.failed.len(), report.failed[0].error.kind()), (1, Kind::Drift), "{report:?}");

@@ -4,17 +4,20 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tenantd::config::Isolation;
 use tenantd::fail_points::Point;
 
+use crate::crashes::is_reached;
 use crate::fleet::{enter, execute, half_made, oid, write_migrations};
 use crate::life::{files, messages, program, standing, tenants, write};
 use crate::sql::one;
 use crate::support::daemon::Program;
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, isolation};
 
 const SOON: Duration = Duration::from_mins(1);
 
 /// What leads to a point, how the tenant stands after the death and after the next sweep, and what brings the row back then.
+#[derive(Clone, Copy)]
 struct Case {
     point: Point,
     /// Begun with the tenant's key; `FILE` is its backup.
@@ -31,6 +34,7 @@ struct Case {
 
 const DROP: &[&str] = &["drop", "KEY", "--skip-backup"];
 const RESTORE: &[&str] = &["restore", "KEY"];
+const OVER: &[&str] = &["restore", "KEY", "--replace"];
 const FROM_FILE: &[&str] = &["restore", "KEY", "--from", "FILE", "--replace"];
 const RESET: &[&str] = &["reset", "KEY", "--yes", "--skip-backup"];
 
@@ -38,7 +42,38 @@ const fn case(point: Point, command: &'static [&'static str], stands: (&'static 
     Case { point, command, before: &[], stands, holds: Some("precious"), rescue: &[] }
 }
 
-fn cases() -> Vec<Case> {
+fn cases(isolation: Isolation) -> Vec<Case> {
+    match isolation {
+        Isolation::Database => of_databases(),
+        Isolation::Schema => of_schemas(),
+    }
+}
+
+/// A schema is emptied and filled under its own name: a sweep makes an empty one anew, and nothing in the place of what was to come from a backup.
+fn of_schemas() -> Vec<Case> {
+    let half = ("requested held", "requested held");
+    let emptied =
+        Case { holds: Some(""), rescue: OVER, ..case(Point::SetAside, RESET, ("requested due", "ready idle")) };
+    let filled = |point, stands| Case { holds: None, rescue: RESTORE, ..case(point, FROM_FILE, stands) };
+    let kept = [Point::Dumped, Point::BackedUp, Point::Dropped, Point::Restored, Point::Condemned, Point::Purged];
+    let mut cases: Vec<Case> = of_databases().into_iter().filter(|case| kept.contains(&case.point)).collect();
+    cases.extend([
+        Case { point: Point::Made, ..emptied },
+        Case { point: Point::HandedOver, ..emptied },
+        emptied,
+        filled(Point::SetAside, half),
+        filled(Point::FillBegun, half),
+        filled(Point::Filled, half),
+        Case {
+            holds: Some("backed up"),
+            rescue: OVER,
+            ..case(Point::Exchanged, FROM_FILE, ("ready due", "ready idle"))
+        },
+    ]);
+    cases
+}
+
+fn of_databases() -> Vec<Case> {
     let ready = ("ready idle", "ready idle");
     vec![
         case(Point::Dumped, &["drop", "KEY"], ready),
@@ -52,14 +87,10 @@ fn cases() -> Vec<Case> {
         case(Point::Made, RESET, ready),
         Case { holds: None, rescue: RESTORE, ..case(Point::Dropped, DROP, ("deleting held", "deleting held")) },
         Case { before: &[DROP], ..case(Point::Restored, RESTORE, ("ready due", "ready idle")) },
-        Case {
-            holds: Some(""),
-            rescue: &["restore", "KEY", "--replace"],
-            ..case(Point::Exchanged, RESET, ("ready due", "ready idle"))
-        },
+        Case { holds: Some(""), rescue: OVER, ..case(Point::Exchanged, RESET, ("ready due", "ready idle")) },
         Case {
             holds: Some("backed up"),
-            rescue: &["restore", "KEY", "--replace"],
+            rescue: OVER,
             ..case(Point::Exchanged, FROM_FILE, ("ready due", "ready idle"))
         },
         Case {
@@ -81,7 +112,7 @@ fn cases() -> Vec<Case> {
 /// it held can be had again. Method: each case on a main database of its own; release-lock frees what the dead one left, a sweep goes on.
 #[tokio::test]
 async fn a_command_that_died_loses_nothing() {
-    futures_util::stream::iter(cases()).map(die_and_go_on).buffer_unordered(4).collect::<Vec<()>>().await;
+    futures_util::stream::iter(cases(isolation())).map(die_and_go_on).buffer_unordered(4).collect::<Vec<()>>().await;
 }
 
 /// Goal: every point that only commands come to is among the cases.
@@ -101,7 +132,10 @@ fn every_point_of_the_commands_is_died_at() {
         Point::Exchanged,
     ];
     for point in points {
-        assert!(cases().iter().any(|case| case.point == point), "{point:?}");
+        assert!(cases(Isolation::Database).iter().any(|case| case.point == point), "{point:?}");
+    }
+    for point in points.into_iter().filter(|point| is_reached(*point, Isolation::Schema)) {
+        assert!(cases(Isolation::Schema).iter().any(|case| case.point == point), "{point:?}");
     }
 }
 
@@ -181,7 +215,7 @@ async fn an_adoption_that_died_is_gone_on_with() {
         let key = database.sign_up(&format!("{point:?}@example.org")).await;
         let name = database.tenant_name(&key);
         execute(&database, "delete from tenantd.signup").await;
-        execute(&database, &format!("create database \"{name}\" owner tenantd")).await;
+        database.outside(&format!("create database \"{name}\" owner tenantd")).await;
         let fill = format!("{note}; insert into note values ('kept'); alter table note owner to tenant_owner");
         database.tenant_superuser(&name).await.batch_execute(&fill).await.expect("fill it");
         let adopt = ["adopt", &key, "--database", &name, "--version", "1", "--yes"];

@@ -9,12 +9,13 @@ mod rollouts;
 
 use std::time::Duration;
 
+use tenantd::config::Isolation;
 use tenantd::fail_points::Point;
 
 use crate::fleet::{Fleet, enter, execute, half_made};
 use crate::support::count::is_long;
 use crate::support::daemon::{Daemon, Program};
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, isolation};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::until::until;
 
@@ -29,6 +30,8 @@ enum Way {
     Unseen,
     /// This statement of the superuser's about a tenant that stands; `{name}` is its database, `{key}` its key.
     Damage(&'static str),
+    /// The same, of what it is from outside.
+    DamageOutside(&'static str),
     /// This one about templates or spares, whose keeper looks after them at a SIGHUP.
     OfKeeper(&'static str),
     /// As `Damage`, and this one in the tenant's own database.
@@ -50,7 +53,7 @@ const COLD: &[Case] = &[
     ("Claimed", Way::SignUp, "tenantd.claim_due($1"),
     ("TemplateMade", ANEW, "create database \"tenantd_template_"),
     ("Migrated", Way::DamageInside(UNVERIFIED, "drop table log_message; delete from tenantd_migration"), RELEASE),
-    ("Mended", Way::Damage("grant connect on database \"{name}\" to public"), MARKER_CHECKED),
+    ("Mended", Way::DamageOutside("grant connect on database \"{name}\" to public"), MARKER_CHECKED),
     ("TakenBack", Way::Damage(FORGOTTEN), "update tenantd.tenant set database_oid = $3"),
     ("SetAside", Way::Damage(SPOILED), "insert into tenantd.spare (name, key, attempt) values"),
     ("Named", Way::SignUp, "update tenantd.tenant set name = $3"),
@@ -61,6 +64,20 @@ const COLD: &[Case] = &[
     ("TemplateClosed", ANEW, "with allow_connections false"),
     ("TemplateComplete", ANEW, "update tenantd.template p set completed_at = now()"),
     ("TemplateRetired", ANEW, "update tenantd.template set retired_at = coalesce("),
+    ("Looked", Way::Damage(UNVERIFIED), "update tenantd.tenant t set state = 'ready', work = 'idle', failures = 0"),
+    ("Granted", Way::Damage("update tenantd.tenant set access = 'other' where key = '{key}'"), MARKER_CHECKED),
+    ("Requested", Way::Unseen, "insert into tenantd.tenant (key, work)"),
+];
+
+/// By one whose tenants have schemas.
+const SCHEMAS: &[Case] = &[
+    ("Made", Way::SignUp, RELEASE),
+    ("HandedOver", Way::SignUp, "update tenantd.tenant set database_oid ="),
+    ("Claimed", Way::SignUp, "tenantd.claim_due($1"),
+    ("Migrated", Way::DamageInside(UNVERIFIED, "drop table log_message; delete from tenantd_migration"), RELEASE),
+    ("Mended", Way::DamageOutside("grant connect on database \"{name}\" to public"), MARKER_CHECKED),
+    ("TakenBack", Way::Damage(FORGOTTEN), "update tenantd.tenant set database_oid = $3"),
+    ("Named", Way::SignUp, "update tenantd.tenant set name = $3"),
     ("Looked", Way::Damage(UNVERIFIED), "update tenantd.tenant t set state = 'ready', work = 'idle', failures = 0"),
     ("Granted", Way::Damage("update tenantd.tenant set access = 'other' where key = '{key}'"), MARKER_CHECKED),
     ("Requested", Way::Unseen, "insert into tenantd.tenant (key, work)"),
@@ -77,7 +94,7 @@ const WARM: &[Case] = &[
 /// Ends each migration in a transaction, with its commit.
 const RELEASE: &str = "release savepoint tenantd_migration";
 /// In each transaction that changes a tenant's database from outside.
-const MARKER_CHECKED: &str = "select from pg_database d where d.datname = $1 and shobj_description";
+const MARKER_CHECKED: &str = "select from tenantd.place d where d.name = $1 and d.marker = $2";
 const SPOILED: &str = "update pg_database set datconnlimit = -2 where datname = '{name}';
      update tenantd.tenant set state = 'requested', work = 'due', database_oid = null where key = '{key}'";
 const OLD: &str =
@@ -112,7 +129,10 @@ fn every_point_has_its_lost_answer() {
 /// Method: one daemon without spares and one with, each through a proxy; one step after the other, its answer lost once.
 #[tokio::test]
 async fn a_daemon_that_lost_an_answer_goes_on() {
-    tokio::join!(one_daemon(COLD, 0, 8), one_daemon(WARM, 1, 2));
+    match isolation() {
+        Isolation::Database => drop(tokio::join!(one_daemon(COLD, 0, 8), one_daemon(WARM, 1, 2))),
+        Isolation::Schema => one_daemon(SCHEMAS, 0, 8).await,
+    }
 }
 
 /// The first `small` of `cases`, or all in a long run.
@@ -172,6 +192,7 @@ async fn lead(database: &TestDatabase, way: Way, key: &str) {
             let insert = format!("insert into public.users (email) values ('{}')", email());
             execute(database, &format!("set session_replication_role = replica; {insert}")).await;
         }
+        Way::DamageOutside(damage) => database.outside(&filled(damage)).await,
         Way::Damage(damage) | Way::OfKeeper(damage) => execute(database, &filled(damage)).await,
         Way::DamageInside(damage, inside) => {
             database.tenant_superuser(&name).await.batch_execute(inside).await.expect("damage it");
@@ -205,12 +226,14 @@ fn used_to_losses(daemon: Daemon) -> Daemon {
 async fn at_rest(database: &TestDatabase, client: &tokio_postgres::Client, spares: i64, what: &str) {
     let tenants = "select count(*) filter (where t.key is null or not (
                           t.state = 'ready' and t.work = 'idle' and t.leased_until is null and t.verified_at is not null and t.failures = 0
-                          and d.oid = t.database_oid and not has_database_privilege('public', d.oid, 'connect')))
-                   from public.users u left join tenantd.tenant t on t.key = u.id::text left join pg_database d on d.datname = t.name";
+                          and d.oid = t.database_oid and not d.public))
+                   from public.users u left join tenantd.tenant t on t.key = u.id::text left join tenantd.place d on d.name = t.name";
     // One that was given up stays for as long as a database may still be made of it.
     let stock =
-        "select (select count(*) from tenantd.spares_at_hand) = $1 and count(*) filter (where retired_at is null) = 1
-                    and bool_and(completed_at is not null or retired_at is not null) from tenantd.template";
+        "select r.isolation = 'schema' or (select count(*) from tenantd.spares_at_hand) = $1 and (
+             select count(*) filter (where retired_at is null) = 1 and bool_and(completed_at is not null or retired_at is not null)
+             from tenantd.template
+         ) from tenantd.registry r";
     until(&format!("{what}: all at rest"), SOON, async || {
         client.query_one(tenants, &[]).await.expect("look").get::<_, i64>(0) == 0
             && client.query_one(stock, &[&spares]).await.expect("look").get::<_, bool>(0)

@@ -18,7 +18,7 @@ mod conflicts;
 mod connect;
 mod connecting;
 #[cfg(debug_assertions)]
-mod crashes;
+pub mod crashes;
 mod create;
 pub mod crowd;
 mod departing;
@@ -65,6 +65,7 @@ mod rollback;
 #[cfg(debug_assertions)]
 mod rollout_crashes;
 mod rollouts;
+mod schema_locks;
 mod schemas;
 mod secrets;
 mod service;

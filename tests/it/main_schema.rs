@@ -27,12 +27,12 @@ struct Scene {
 impl Scene {
     async fn new() -> Scene {
         let database = TestDatabase::new().await;
-        execute(&database, "grant create on schema public to tenant_owner").await;
+        execute(&database, "grant create on schema public to main_owner").await;
         let folder = tempfile::tempdir().expect("a folder");
         write_migrations(folder.path(), &FILES);
         let program = Program::for_database(&database)
             .setting("main.migrations", &folder.path().display().to_string())
-            .setting("main.owner", "tenant_owner")
+            .setting("main.owner", "main_owner")
             .setting("log.level", "warn");
         Scene { database, folder, program }
     }
@@ -83,7 +83,7 @@ async fn up_and_down_with_and_without_a_registry() {
     assert_eq!((&status["main_schema"], &status["ok"]), (&expected, &json!(true)));
     let up = scene.json(&["migrate", "main"]).await;
     assert_eq!((&up["from"], &up["to"], &up["ran"][0]["name"]), (&json!(1), &json!(2), &json!("index")));
-    assert_eq!(scene.one(MADE).await, "plan tenant_owner, plan_upper tenant_owner, tenantd_migration tenant_owner");
+    assert_eq!(scene.one(MADE).await, "plan main_owner, plan_upper main_owner, tenantd_migration main_owner");
     assert!(scene.run(&["status"]).await.stdout.contains("\nMain schema  at 2, the newest\n"));
     assert_eq!(scene.run(&["migrate", "main"]).await.stdout, "nothing to do: the main schema is at version 2");
     let below = scene.run(&["migrate", "main", "--to", "1"]).await;
@@ -103,7 +103,7 @@ async fn up_and_down_with_and_without_a_registry() {
             && down.stdout.ends_with(": 2 index, 1 plan taken back"),
         "{down:?}"
     );
-    assert_eq!(scene.one(MADE).await, "tenantd_migration tenant_owner");
+    assert_eq!(scene.one(MADE).await, "tenantd_migration main_owner");
     let events = "select string_agg(what || ' ' || detail, ', ' order by id) from tenantd.event where key is null";
     let told = "migrated the main schema from 1 to 2, rolled_back the main schema from 2 to 0";
     assert_eq!(scene.one(events).await, told);
@@ -137,7 +137,7 @@ async fn what_fails_is_told_in_full() {
         (&json!("main_schema"), &json!("drift"))
     );
 
-    execute(&scene.database, "drop table plan, tenantd_migration; revoke create on schema public from tenant_owner")
+    execute(&scene.database, "drop table plan, tenantd_migration; revoke create on schema public from main_owner")
         .await;
     let output = scene.run(&["migrate", "main"]).await;
     assert!(

@@ -178,7 +178,7 @@ async fn live(case: Case<'_>) {
         assert_eq!(standing(&database, key).await, "deleting held");
         succeeds(program.run(&["restore", "--", key]).await);
         let url = succeeds(program.run(&["url", "--", key]).await);
-        assert!(url.stdout.contains(&format!("/{name}?")), "{url:?}");
+        assert!(url.stdout.contains(&database.tenant_url(&name)), "{url:?}");
     }
     succeeds(program.run(&["--sweep-once"]).await);
     succeeds(program.run(&["check"]).await);
@@ -240,7 +240,7 @@ async fn a_word_is_its_own_name() {
     }
     succeeds(program.run(&["check"]).await);
     for key in [&acme, &user] {
-        execute(&database, &format!("drop database {key}")).await;
+        database.outside(&format!("drop database {key}")).await;
     }
     execute(&database, "delete from tenantd.tenant; delete from public.users").await;
     drop(app);
@@ -381,10 +381,11 @@ async fn create_takes_keys_of_each_kind() {
     let prefix = database.prefix();
     let by_hash = program.clone().setting("tenant.naming", "hash");
     let made = succeeds(by_hash.run(&["create", "default_tenant", "--", "-5"]).await);
-    assert!(made.stdout.contains(&format!("/{prefix}cf4116b064?")) && made.stdout.lines().count() == 2, "{made:?}");
+    let url = database.tenant_url(&format!("{prefix}cf4116b064"));
+    assert!(made.stdout.contains(&url) && made.stdout.lines().count() == 2, "{made:?}");
     let by_key = program.clone().setting("tenant.naming", "key");
     let dry = succeeds(by_key.run(&["create", "acme", "--dry-run"]).await);
-    assert_eq!(dry.stdout, format!("acme: database {prefix}acme: make, hand over"));
+    assert_eq!(dry.stdout, format!("acme: {} {prefix}acme: make, hand over", database.isolation()));
     let refused = by_key.run(&["create", "acme", "Acme"]).await;
     assert!(refused.code() == 2 && refused.stderr.contains("it holds 'A'"), "{refused:?}");
     assert_eq!(stands(&database, "acme").await, None, "nothing was begun");
@@ -422,11 +423,11 @@ async fn tenants_that_stand_are_known_by_their_names() {
             "{naming}"
         );
         let name = fleet.names().of("initech").expect("a name");
-        execute(&database, &format!("create database {name}")).await;
+        database.outside(&format!("create database {name}")).await;
         let installed = Fleet::install(&database, &[("tenant.naming", naming)]).await;
         let note = installed.installed.notes.iter().find(|note| note.contains("are held")).expect("a note");
-        assert!(note.contains("1 databases bear their names already"), "{note}");
-        execute(&database, &format!("drop database {name}")).await;
+        assert!(note.contains(&format!("1 {}s bear their names already", database.isolation())), "{note}");
+        database.outside(&format!("drop database {name}")).await;
         drop(app);
         installed.close().await;
         fleet.close().await;

@@ -180,7 +180,7 @@ async fn a_paused_rollout_leaves_the_tenants_as_they_are() {
     for (order, why) in [(RolloutState::Paused, "not today"), (RolloutState::Aborted, "not at all")] {
         fleet.registry().order_rollout(&set, order, why).await.expect("order");
         let open = database.tenant_databases().await.remove(0);
-        execute(&database, &format!("grant connect on database \"{open}\" to public")).await;
+        database.outside(&format!("grant connect on database \"{open}\" to public")).await;
         execute(&database, "update tenantd.tenant set verified_at = now() - interval '2 days'").await;
         let report = fleet.sweep().await;
         assert_eq!((report.chosen, report.ready, report.migrated), (4, 4, 0), "{report:?}");

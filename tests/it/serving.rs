@@ -51,10 +51,7 @@ async fn one_tenant(database: &TestDatabase, folder: &Path) -> String {
 
 /// How many migrations of this test's tenants sleep in the server now.
 async fn sleeping(database: &TestDatabase) -> i64 {
-    let count =
-        "select count(*) from pg_stat_activity where query like '%pg_sleep%' and application_name like 'tenantd:%'
-                 and starts_with(datname, $1)";
-    database.superuser().await.query_one(count, &[&database.prefix()]).await.expect("count").get(0)
+    database.tenant_sessions("query like '%pg_sleep%' and application_name like 'tenantd:%'").await
 }
 
 /// Starts the daemon, and returns once the migration sleeps.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tenantd::config::Isolation;
 use tenantd::migrations::embedded;
 
 use crate::fleet::{Fleet, config, oid};
@@ -91,8 +92,11 @@ async fn users_from_before_are_held_until_backfill() {
     let program = Program::for_database(&database);
     let first = program.run(&["setup"]).await;
     assert!(well(&first).contains("done: held 3 users from before\n"), "{first:?}");
-    let note = "note: 3 users from before are held; 0 databases bear their names already; making them due would take about 21 MB and 1 s: tenantd setup --backfill";
-    assert!(first.stdout.contains(note), "{first:?}");
+    let (kind, megabytes) = (database.isolation(), if database.isolation() == Isolation::Database { 21 } else { 1 });
+    let note = format!(
+        "note: 3 users from before are held; 0 {kind}s bear their names already; making them due would take about {megabytes} MB and 1 s: tenantd setup --backfill"
+    );
+    assert!(first.stdout.contains(&note), "{first:?}");
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
     assert!(database.tenant_databases().await.is_empty());
     assert!(well(&program.run(&["setup", "--backfill"]).await).contains("done: made 3 held users due\n"));
@@ -118,20 +122,30 @@ async fn remove_takes_the_registry_and_leaves_the_tenants() {
     assert!(unasked.stderr.contains("hint: add --yes") && stands(&database, &key).await.is_some(), "{unasked:?}");
 
     let admin = database.superuser().await;
-    let template: String = admin.query_one("select name from tenantd.template", &[]).await.expect("a template").get(0);
+    let template = "select coalesce(min(name), 'none') from tenantd.template";
+    let template: String = one(&admin, template).await;
     let aside: String = one(&admin, "select name from tenantd.dropped").await;
     let kept = format!("tenantd_template_{}", database.name());
-    run(&admin, &format!("create database {kept}")).await;
-    run(&admin, &format!("comment on database {kept} is 'mine'; insert into tenantd.template (name, migration_set, version, access, shape) values ('{kept}', 'a', 1, 'a', 'a')")).await;
+    database.outside(&format!("create database {kept}")).await;
+    database.outside(&format!("comment on database {kept} is 'mine'")).await;
+    let by_schema = database.isolation() == Isolation::Schema;
+    if !by_schema {
+        run(&admin, &format!("insert into tenantd.template (name, migration_set, version, access, shape) values ('{kept}', 'a', 1, 'a', 'a')")).await;
+    }
     let removed = program.run(&["setup", "--remove", "--yes"]).await;
     let removed = well(&removed);
-    assert!(removed.contains("1 database of templates and spares; the tenants' databases stay"), "{removed}");
+    let told = if by_schema {
+        "removed schema tenantd with registry, function and trigger; the tenants' schemas stay"
+    } else {
+        "1 database of templates and spares; the tenants' databases stay"
+    };
+    assert!(removed.contains(told), "{removed}");
     let stays = format!("note: these were set aside in a time of grace and stay too, for you to drop: {aside}");
     assert!(removed.trim_end().ends_with(&stays), "{removed}");
-    run(&admin, &format!("drop database {aside}")).await;
+    database.outside(&format!("drop database {aside}")).await;
     assert_eq!(oid(&database, &template).await, None);
     assert!(oid(&database, &kept).await.is_some(), "what bears another marker stays");
-    run(&admin, &format!("drop database {kept}")).await;
+    database.outside(&format!("drop database {kept}")).await;
     let left = "select to_regnamespace('tenantd') is not null or exists (select from pg_trigger where tgname = 'tenantd_signup')";
     assert!(!one::<bool>(&admin, left).await);
     assert_eq!(database.tenant_databases().await, [database.tenant_name(&key)]);
@@ -145,6 +159,8 @@ async fn copy(database: &TestDatabase, name: &str) -> Program {
     let admin = database.server().superuser("postgres").await;
     let create = format!("create database {name} template {}", database.name());
     until("a copy of the main database", SOON, async || admin.batch_execute(&create).await.is_ok()).await;
+    let grant = format!("grant create on database {name} to tenantd");
+    admin.batch_execute(&grant).await.expect("what a copy does not have");
     let url = database.url().replace(&format!("/{}?", database.name()), &format!("/{name}?"));
     Program::for_database(database).setting("main.url", &url)
 }
@@ -173,13 +189,13 @@ async fn a_copied_registry_is_refused_until_it_is_settled() {
     assert_eq!(copied.run(&["setup", "--adopt-registry", "--new-registry"]).await.code(), 2);
     let new = copied.run(&["setup", "--new-registry"]).await;
     assert!(well(&new).contains("forgotten here") && new.stdout.contains("held 1 users"), "{new:?}");
-    assert!(new.stdout.contains("1 databases bear their names already"), "{new:?}");
-    let oid = format!("select oid from pg_database where datname = '{}'", database.tenant_name(&key));
-    let before: u32 = one(&database.superuser().await, &oid).await;
+    assert!(new.stdout.contains(&format!("1 {}s bear their names already", database.isolation())), "{new:?}");
+    let name = database.tenant_name(&key);
+    let before = oid(&database, &name).await;
     assert_eq!(copied.run(&["--sweep-once"]).await.code(), 0);
     well(&copied.run(&["setup", "--backfill"]).await);
     assert_eq!(copied.run(&["--sweep-once"]).await.code(), 1, "the original's database is a conflict");
-    assert_eq!(one::<u32>(&database.superuser().await, &oid).await, before);
+    assert_eq!(oid(&database, &name).await, before);
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0, "the original goes on");
 
     let adopted = copy(&database, &moved).await;

@@ -101,11 +101,12 @@ async fn a_stale_holder_of_a_tenant_that_stands_changes_nothing() {
     .await;
     let eye = database.superuser().await;
     let events = "select count(*) from tenantd.event";
-    let databases =
-        "select string_agg(format('%s %s %s', oid, datname, datallowconn), ',' order by oid) from pg_database
-                     where starts_with(datname, $1)";
+    let databases = format!(
+        "select string_agg(to_jsonb(p)::text, ',' order by oid) from {} p where starts_with(name, $1)",
+        database.place()
+    );
     let seen = async || {
-        let databases: String = eye.query_one(databases, &[&database.prefix()]).await.expect("look").get(0);
+        let databases: String = eye.query_one(&databases, &[&database.prefix()]).await.expect("look").get(0);
         (row(&database, &key).await, count(&eye, events).await, databases)
     };
     let before = seen().await;

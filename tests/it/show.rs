@@ -25,7 +25,7 @@ async fn scene() -> (TestDatabase, Program, String) {
     )
     .await;
     let inside = database.tenant_superuser(&database.tenant_name(&key)).await;
-    let history = "update public.tenantd_migration set started_at = '2020-01-01 00:00:00Z', applied_at = '2020-01-01 00:00:00.011Z', applied_by = 'vm:1:ab'";
+    let history = "update tenantd_migration set started_at = '2020-01-01 00:00:00Z', applied_at = '2020-01-01 00:00:00.011Z', applied_by = 'vm:1:ab'";
     inside.batch_execute(history).await.expect("change the history");
     (database, program, key)
 }
@@ -142,13 +142,14 @@ async fn what_is_wrong_is_shown() {
         text.contains("\nMigrations could not be read:\n    connect to tenantd@") && text.contains("SQLSTATE 53300"),
         "{text}"
     );
-    assert!(text.contains("open, PUBLIC may connect, no connection"), "{text}");
+    assert!(text.contains("open, PUBLIC may enter, no connection"), "{text}");
     let error = &object(&program.run(&["show", &key, "--json"]).await)["history_error"];
     assert_eq!((&error["kind"], &error["sqlstate"]), (&json!("too_many_connections"), &json!("53300")));
-    execute(&database, &format!("comment on database {name} is 'mine now'; alter database {name} connection limit -1"))
+    database
+        .outside(&format!("comment on database {name} is 'mine now'; alter database {name} connection limit -1"))
         .await;
     assert!(shown(&database, &program, &key).await.contains(", without our marker: not touched\n"));
-    execute(&database, &format!("alter database {name} rename to {name}_away")).await;
+    database.outside(&format!("alter database {name} rename to {name}_away")).await;
     assert!(shown(&database, &program, &key).await.contains("\nDatabase   NAME: no database of this name is there\n"));
     let back = format!("alter database {name}_away rename to {name}; revoke connect on database {name} from public");
     execute(&database, &back).await;

@@ -7,7 +7,7 @@ use tenantd::migrations::embedded;
 use tenantd::registry::install::Wishes;
 use tokio_postgres::Client;
 
-use crate::fleet::{Fleet, WISHES, config};
+use crate::fleet::{Fleet, WISHES, config, oid};
 use crate::sql::{one, refused, run, stands, tenants, warnings};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
@@ -165,8 +165,7 @@ async fn a_dropped_tenant_table_loses_no_tenant() {
     let name = database.tenant_name(&first);
     run(&database.tenant_superuser(&name).await, "insert into log_message (message) values ('precious')").await;
     let admin = database.superuser().await;
-    let oid = format!("select oid from pg_database where datname = '{name}'");
-    let before: u32 = one(&admin, &oid).await;
+    let before = oid(&database, &name).await;
 
     run(&admin, "drop table tenantd.tenant cascade").await;
     let written_down = database.sign_up("written-down@example.org").await;
@@ -192,7 +191,7 @@ async fn a_dropped_tenant_table_loses_no_tenant() {
     let report = fleet.sweep().await;
     assert_eq!((report.ready, report.made, report.failed.len()), (2, 0, 0), "{report:?}");
     assert_eq!(stands(&database, &first).await, Some(is("ready", "idle")));
-    assert_eq!(one::<u32>(&admin, &oid).await, before);
+    assert_eq!(oid(&database, &name).await, before);
     let kept: String = one(&database.tenant_superuser(&name).await, "select message from log_message").await;
     assert_eq!(kept, "precious");
     fleet.close().await;
@@ -249,7 +248,8 @@ async fn a_schema_dropped_with_cascade_is_installed_anew() {
     let (_, statement) = error.advice().and_then(|advice| advice.split_once(": ")).expect("a statement");
     run(&admin, statement).await;
     let fleet = Fleet::install(&database, &[]).await;
-    assert!(fleet.installed.notes.iter().any(|note| note.contains("2 users from before are held; 1 databases bear")));
+    let bear = format!("2 users from before are held; 1 {}s bear", database.isolation());
+    assert!(fleet.installed.notes.iter().any(|note| note.contains(&bear)));
     assert_eq!(fleet.sweep().await.chosen, 0);
     let later = database.sign_up("later@example.org").await;
     assert_eq!(fleet.sweep().await.made, 1);

@@ -320,7 +320,7 @@ async fn brakes_and_leftovers_are_told() {
     assert_eq!(scene.json().await["brakes"], json!({ "tenants": 5, "max": 5, "made_last_hour": 4, "max_per_hour": 4 }));
 
     let spare = tenantd::tenant::spare_name();
-    scene.sql(&format!("create database {spare}")).await;
+    scene.sql(&scene.database.meant(&format!("create database {spare}"))).await;
     scene
         .sql(&format!(
             "insert into tenantd.spare (name, key, attempt) values ('{spare}', 'gone', 1), ('tenantd_spare_never_made', 'gone', 1)"
@@ -386,7 +386,7 @@ async fn a_sweep_by_hand_reports() {
 
     let key = database.sign_up("two@example.org").await;
     let name = database.tenant_name(&key);
-    database.superuser().await.batch_execute(&format!("create database {name}")).await.expect("in the way");
+    database.outside(&format!("create database {name}")).await;
     let failed = program.run(&["--sweep-once"]).await;
     assert_eq!(failed.code(), 1, "{failed:?}");
     let lines: Vec<_> = failed.stdout.lines().take(2).collect();

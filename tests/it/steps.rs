@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fleet::{execute, oid, row};
+use crate::fleet::{oid, row};
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
 use crate::support::until::until;
@@ -65,7 +65,7 @@ async fn every_step_is_told_with_its_duration() {
     let left = left.expect("a spare");
     until("the spare to go", SOON, async || oid(&database, &left).await.is_none()).await;
     let key = ready(&database, "cold@example.org").await;
-    execute(&database, &format!("grant connect on database {} to public", database.tenant_name(&key))).await;
+    database.outside(&format!("grant connect on database {} to public", database.tenant_name(&key))).await;
     let all = [
         "discard spare:withdraw",
         "discard spare:drop",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tenantd::fail_points::Point;
 
+use crate::crashes::is_reached;
 use crate::fleet::{execute, half_made, write_migrations};
 use crate::life::tenants;
 use crate::sql::one;
@@ -41,6 +42,9 @@ impl Scene {
 
     /// A daemon that comes to `point` hangs there, is asked to end, and leaves nothing leased and nobody connected.
     async fn stop_at(&self, point: Point, settings: &[(&str, &str)]) {
+        if !is_reached(point, self.database.isolation()) {
+            return;
+        }
         let program = settings.iter().fold(self.program.clone(), |program, (key, value)| program.setting(key, value));
         let mut daemon = program.variable("TENANTD_FAIL_POINT", &format!("hang:{}", point.word())).start();
         // The daemon's own panic would not tell which.
@@ -73,7 +77,7 @@ impl Scene {
         let restless = "select (select count(*) from tenantd.signup)
             + (select count(*) from tenantd.tenant where state <> 'deleted' and not
                (state = 'ready' and work = 'idle' and version = $1 and leased_until is null and verified_at is not null
-                and not has_database_privilege('public', database_oid, 'connect')))
+                and exists (select from tenantd.place p where p.oid = database_oid and not p.public)))
             + (select count(*) from tenantd.rollout where version = $1 and state <> 'done')
             + (select count(*) from tenantd.template where version <> $1 or completed_at is null or retired_at is not null)
             + (select count(*) from tenantd.dropped)";
@@ -140,8 +144,15 @@ async fn mending() {
     ];
     let keys = tenants(&scene.database, &scene.program, damages.len()).await;
     for ((point, damage), key) in damages.iter().zip(&keys) {
-        let name = scene.database.tenant_name(key);
-        execute(&scene.database, &damage.replace("{name}", &name).replace("{key}", key)).await;
+        if !is_reached(*point, scene.database.isolation()) {
+            continue;
+        }
+        let damage = damage.replace("{name}", &scene.database.tenant_name(key)).replace("{key}", key);
+        if *point == Point::Mended {
+            scene.database.outside(&damage).await;
+        } else {
+            execute(&scene.database, &damage).await;
+        }
         scene.stop_at(*point, &[]).await;
     }
     execute(&scene.database, "update tenantd.template set retired_at = now()").await;
@@ -215,7 +226,8 @@ async fn a_command_that_is_asked_to_stop_comes_to_its_end() {
         (Point::Made, 2, &["reset", "--yes", "--skip-backup"], "ready due"),
         (Point::Dropped, 2, &["drop", "--skip-backup"], "deleting held"),
     ];
-    for (point, tenant, words, stands) in steps {
+    let isolation = database.isolation();
+    for (point, tenant, words, stands) in steps.into_iter().filter(|step| is_reached(step.0, isolation)) {
         let held = program.clone().variable("TENANTD_FAIL_POINT", &format!("hold:{}", point.word()));
         let arguments = [&words[..1], &[keys[tenant].as_str()], &words[1..]].concat();
         let mut command = held.start_with(&arguments);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tenantd::config::Isolation;
 use tenantd::error::Kind;
 use tenantd::provision::{Outcome, reconcile, template};
 use tenantd::registry::claim::Claim;
@@ -201,10 +202,10 @@ async fn strays_are_dropped() {
         );
         execute(&database, &insert).await;
         if there {
-            execute(&database, &format!("create database {name} owner tenant_owner")).await;
+            database.outside(&format!("create database {name} owner tenant_owner")).await;
         }
     }
-    execute(&database, &format!("create database {live} owner tenant_owner")).await;
+    database.outside(&format!("create database {live} owner tenant_owner")).await;
     for strays in [2, 0] {
         let report = fleet.try_sweep(false).await.expect("sweep");
         assert_eq!(report.strays, strays, "{report:?}");
@@ -229,13 +230,15 @@ async fn strays_are_dropped() {
 async fn a_stopped_sweep_finishes_what_it_has_in_hand() {
     let database = TestDatabase::new().await;
     let fleet = Fleet::install(&database, &[("sweep.parallel", "2")]).await;
-    sign_up(&database, 8).await;
+    // What is made within the moment in which results are recorded together is made still: of schemas that are several.
+    let (users, most) = if database.isolation() == Isolation::Database { (8, 4) } else { (60, 50) };
+    sign_up(&database, users).await;
     let run = Run { by_hand: true, stop: CancellationToken::new(), only: None };
     let tasks = Tasks::new();
     let stop = run.stop.clone();
     let report = sweep(&fleet.context, &fleet.table, &tasks, &run, |_, _, _| stop.cancel()).await.expect("sweep");
-    assert!(report.made >= 1 && report.made <= 4 && report.failed.is_empty(), "{report:?}");
-    assert_eq!((report.chosen, report.made + report.unreached), (8, 8), "{report:?}");
+    assert!(report.made >= 1 && report.made <= most && report.failed.is_empty(), "{report:?}");
+    assert_eq!((report.chosen, report.made + report.unreached), (users, users), "{report:?}");
     assert!(!report.is_clean());
     assert_eq!(count(&database, "leased_until is not null").await, 0);
     assert_eq!(fleet.sweep().await.made, report.unreached);

@@ -43,7 +43,8 @@ async fn some_are_swept_and_then_all() {
     execute(&database, "alter table public.users enable trigger tenantd_signup").await;
     let stray = spare_name();
     execute(&database, &format!("insert into tenantd.spare (name) values ('{stray}')")).await;
-    database.tenantd().await.batch_execute(&format!("create database {stray}")).await.expect("make a stray");
+    let make = database.meant(&format!("create database {stray}"));
+    database.tenantd().await.batch_execute(&make).await.expect("make a stray");
     execute(&database, &format!("insert into tenantd.departure (key) values ('{one}')")).await;
     let departures = async || {
         let client = database.superuser().await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::fleet::{enter, execute};
+use crate::sql::one;
 use crate::support::daemon::{Output, Program};
 use crate::support::database::{APP_PASSWORD, TENANTD_PASSWORD, TestDatabase};
 
@@ -34,8 +35,7 @@ async fn a_url_leads_into_the_tenant() {
     let (database, program, key) = scene().await;
     let name = database.tenant_name(&key);
     let plain = program.run(&["url", &key[..8]]).await;
-    let root = database.server().authority().root().display().to_string().replace('/', "%2F");
-    let behind = format!("@{}/{name}?sslmode=verify-full&sslrootcert={root}", database.server().address());
+    let behind = database.tenant_url(&name);
     assert_eq!(
         (plain.code(), plain.stdout.as_str(), plain.stderr.as_str()),
         (0, format!("postgresql://tenantd{behind}").as_str(), "")
@@ -57,7 +57,7 @@ async fn a_url_leads_into_the_tenant() {
     for command in ["url", "psql"] {
         refused(
             &program.run(&[command, &new]).await,
-            &format!("tenant {new} is requested: it has no database that one may enter"),
+            &format!("tenant {new} is requested: it has no {} that one may enter", database.isolation()),
         );
     }
     database.finish().await;
@@ -75,9 +75,11 @@ async fn psql_is_in_the_tenant() {
         .variable("PGDATABASE", "postgres")
         .variable("PGPASSWORD", "wrong");
     let psql = async |arguments: &[&str]| misled.run(&[&["psql", &key[..8], "--", "-X"], arguments].concat()).await;
-    let here = "select current_database(), session_user, ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    let here =
+        "select to_regclass('tenantd_migration')::oid, session_user, ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    let history: u32 = one(&database.tenant_superuser(&name).await, "select 'tenantd_migration'::regclass::oid").await;
     let output = psql(&["-Atc", here]).await;
-    assert!(output.code() == 0 && output.stdout == format!("{name}|tenantd|t"), "{output:?}");
+    assert!(output.code() == 0 && output.stdout == format!("{history}|tenantd|t"), "{output:?}");
     let output = psql(&["-v", "ON_ERROR_STOP=1", "-c", "select 1/0"]).await;
     assert!(output.code() == 1 && output.stderr.contains("division by zero"), "{output:?}");
     let output = psql(&["-c", "\\! tr '\\0' ' ' < /proc/$PPID/cmdline"]).await;

@@ -115,16 +115,18 @@ impl Finding {
     }
 }
 
-/// Where tenants may be, as a table of name, oid, marker and rights.
+/// Where tenants may be, as a table of name, oid, owner, marker, rights, and whether PUBLIC may enter.
 #[must_use]
 pub fn place(isolation: Isolation) -> &'static str {
     match isolation {
         Isolation::Database => {
-            "(select datname::text as name, oid, shobj_description(oid, 'pg_database') as marker, coalesce(datacl, acldefault('d', datdba)) as acl
+            "(select datname::text as name, oid, pg_get_userbyid(datdba)::text as owner, shobj_description(oid, 'pg_database') as marker,
+                     coalesce(datacl, acldefault('d', datdba)) as acl, has_database_privilege('public', oid, 'connect') as public
               from pg_database)"
         }
         Isolation::Schema => {
-            "(select nspname::text as name, oid, obj_description(oid, 'pg_namespace') as marker, coalesce(nspacl, acldefault('n', nspowner)) as acl
+            "(select nspname::text as name, oid, pg_get_userbyid(nspowner)::text as owner, obj_description(oid, 'pg_namespace') as marker,
+                     coalesce(nspacl, acldefault('n', nspowner)) as acl, has_schema_privilege('public', oid, 'usage') as public
               from pg_namespace)"
         }
     }

@@ -22,8 +22,7 @@ pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
 pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
-/// What tenants have of their own in every test that does not say: `database`, the default, `schema`, or `elsewhere`, a schema in another database than
-/// the main one.
+/// What tenants have of their own in every test that does not say: `database`, the default, or `schema`.
 const ISOLATION: &str = "TENANTD_TEST_ISOLATION";
 
 /// Cloned for every test, and never entered.
@@ -31,6 +30,14 @@ const TEMPLATE: &str = "test_template";
 
 /// How long a session may take to end.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the tenants of tests that do not say have of their own.
+#[must_use]
+pub fn isolation() -> Isolation {
+    let Some(word) = std::env::var_os(ISOLATION) else { return Isolation::Database };
+    let known = word.to_str().and_then(Isolation::from_word);
+    known.unwrap_or_else(|| panic!("{ISOLATION} is {}, and not database or schema", word.display()))
+}
 
 /// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
 ///
@@ -73,13 +80,9 @@ impl TestDatabase {
             allowed: Vec::new(),
             finished: false,
         };
-        match std::env::var_os(ISOLATION) {
-            Some(schema) if schema == "schema" => database.with_schemas().await,
-            Some(schema) if schema == "elsewhere" => database.with_schemas_elsewhere(),
-            Some(other) if other != "database" => {
-                panic!("{ISOLATION} is {}, and not database, schema or elsewhere", other.display())
-            }
-            _ => database,
+        match isolation() {
+            Isolation::Database => database,
+            Isolation::Schema => database.with_schemas().await,
         }
     }
 
@@ -177,23 +180,14 @@ impl TestDatabase {
         self.server.superuser(&self.name).await
     }
 
-    /// A superuser's connection to a tenant's database, or to its schema.
-    pub async fn tenant_superuser(&self, name: &str) -> Client {
-        if self.isolation == Isolation::Database {
-            return self.server.superuser(name).await;
-        }
-        let client = self.server.superuser(self.around_tenants()).await;
-        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
-        client
-    }
-
     /// The database that the tenants' schemas are in.
-    fn around_tenants(&self) -> &str {
+    #[must_use]
+    pub fn around_tenants(&self) -> &str {
         self.tenants_in.as_deref().unwrap_or(&self.name)
     }
 
     /// Where its tenants may be, for a look by `client`: where that is another database, as it is now.
-    pub async fn place(&self, client: &Client) -> String {
+    pub async fn place_seen_by(&self, client: &Client) -> String {
         let Some(database) = &self.tenants_in else { return place(self.isolation).to_owned() };
         let there = "select exists (select from pg_database where datname = $1)";
         let seen = if client.query_one(there, &[database]).await.expect("look for it").get(0) {
@@ -214,16 +208,6 @@ impl TestDatabase {
         "pg_temp.place".to_owned()
     }
 
-    /// The same as the application's role.
-    pub async fn tenant_app(&self, name: &str) -> Client {
-        if self.isolation == Isolation::Database {
-            return self.server.client("app", APP_PASSWORD, name).await;
-        }
-        let client = self.server.client("app", APP_PASSWORD, self.around_tenants()).await;
-        client.batch_execute(&format!("set search_path = \"{name}\"")).await.expect("find the way to the schema");
-        client
-    }
-
     /// A connection as the daemon's role.
     pub async fn tenantd(&self) -> Client {
         self.server.client("tenantd", TENANTD_PASSWORD, &self.name).await
@@ -240,15 +224,6 @@ impl TestDatabase {
         self.app().await.query_one(insert, &[&email]).await.expect("a signup never fails").get(0)
     }
 
-    /// Names of the databases, or schemas, that bear this test's prefix, in order.
-    pub async fn tenant_databases(&self) -> Vec<String> {
-        let client = self.superuser().await;
-        let place = self.place(&client).await;
-        let select = format!("select name from {place} p where starts_with(name, $1) order by 1");
-        let rows = client.query(&select, &[&self.prefix]).await.expect("list the tenants");
-        rows.iter().map(|row| row.get(0)).collect()
-    }
-
     /// Lets [`Self::finish`] meet `finding`: for tests that mean it.
     pub fn allow(mut self, finding: Finding) -> Self {
         self.allowed.push(finding);
@@ -261,7 +236,7 @@ impl TestDatabase {
     /// With everything that was found and not allowed; then nothing is removed.
     pub async fn finish(mut self) {
         let client = self.superuser().await;
-        let found = audit(&client, &self.place(&client).await, &self.prefix, &self.allowed).await;
+        let found = audit(&client, &self.place_seen_by(&client).await, &self.prefix, &self.allowed).await;
         assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
         let mut databases = Vec::new();
         if self.isolation == Isolation::Database {
@@ -334,6 +309,8 @@ async fn prepare(server: &TestServer) {
         "create role tenantd login createdb password '{TENANTD_PASSWORD}';
          create role tenant_owner nologin;
          grant tenant_owner to tenantd {options};
+         create role main_owner nologin;
+         grant main_owner to tenantd {options};
          create role app login password '{APP_PASSWORD}';
          create role stranger login password '{STRANGER_PASSWORD}';"
     );

@@ -19,4 +19,5 @@ pub mod process;
 pub mod proxy;
 pub mod server;
 pub mod standby;
+pub mod tenants;
 pub mod until;

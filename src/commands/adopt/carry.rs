@@ -3,6 +3,7 @@
 use super::judge::Plan;
 use super::{Adopt, Report};
 use crate::commands::given::Given;
+use crate::config::Isolation;
 use crate::error::Result;
 use crate::fail_points::{Point, reach};
 use crate::isolation::{enter, executor};
@@ -52,7 +53,7 @@ async fn one(given: &Given, registry: &Registry, plan: &Plan, arguments: &Adopt)
         if let Some(set) = &plan.set {
             registry.keep_set(set).await?;
         }
-        let detail = detail(plan);
+        let detail = detail(registry.isolation, plan);
         let adoption = Adoption {
             key: &plan.key,
             database: &plan.database,
@@ -70,11 +71,11 @@ async fn one(given: &Given, registry: &Registry, plan: &Plan, arguments: &Adopt)
     }
 }
 
-fn detail(plan: &Plan) -> String {
+fn detail(kind: Isolation, plan: &Plan) -> String {
     let version =
         plan.version.map_or_else(|| "without migrations".to_owned(), |version| format!("at version {version}"));
     let how = if plan.baseline { ", written down as applied" } else { "" };
-    format!("the database {} (oid {}) {version}{how}", plan.database.name, plan.database.oid)
+    format!("the {kind} {} (oid {}) {version}{how}", plan.database.name, plan.database.oid)
 }
 
 /// Gives the database to its owner, whose the history is to be, and writes that.
@@ -92,5 +93,5 @@ async fn baseline(given: &Given, registry: &Registry, plan: &Plan, set: &Migrati
     if written.is_ok() {
         reach(Point::Baselined).await;
     }
-    written.map_err(|error| error.context(format!("write down what the database {name:?} has")))
+    written.map_err(|error| error.context(format!("write down what the {} {name:?} has", registry.isolation)))
 }

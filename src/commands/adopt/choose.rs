@@ -49,7 +49,7 @@ async fn one(registry: &Registry, word: &str, name: Option<&str>) -> Result<Cand
     let filter = Filter { keys: vec![key.clone()], ..Filter::default() };
     let row = registry.outside(&filter, "", 1, &[]).await?.pop();
     let name = row.and_then(|row| row.name).ok_or_else(|| {
-        Error::usage(format!("tenant {key} has no database of its name yet"))
+        Error::usage(format!("tenant {key} has no {} of its name yet", registry.isolation))
             .hint("name the one that is to be its own with --database")
     })?;
     Ok(Candidate { key: Some(key), name })

@@ -57,9 +57,10 @@ pub(super) async fn plan(
     version: Option<i64>,
 ) -> Result<Option<Plan>> {
     let name = &candidate.name;
+    let kind = registry.isolation;
     let key = candidate.key.clone().ok_or_else(|| {
         Error::usage(format!(
-            "whose the database {name:?} is cannot be told from its name, its marker or the signup table"
+            "whose the {kind} {name:?} is cannot be told from its name, its marker or the signup table"
         ))
         .hint(format!("`tenantd adopt KEY --database {name}` says it"))
     })?;
@@ -70,11 +71,11 @@ pub(super) async fn plan(
     let database = database.ok_or_else(|| {
         let lost = tenant.as_ref().is_some_and(|tenant| tenant.state == State::Ready);
         let or = if lost { format!("; for an empty one: `tenantd adopt {key} --empty`") } else { String::new() };
-        Error::new(Kind::Missing, format!("there is no database {name:?}"))
+        Error::new(Kind::Missing, format!("there is no {kind} {name:?}"))
             .hint(format!("restore it under this name, or name another{or}"))
     })?;
     may_be_ours(registry, &key, &database)?;
-    if is_the_tenants(&key, &database, tenant.as_ref())? {
+    if is_the_tenants(kind, &key, &database, tenant.as_ref())? {
         return Ok(None);
     }
     let owner = given.config.tenant.owner.as_deref().unwrap_or_else(|| given.config.main.user());
@@ -93,18 +94,20 @@ pub(super) async fn plan(
             })?;
             Ok(Some(Plan { version: Some(version), set: Some(set), baseline: true, ..plan }))
         }
-        (true, None) => Err(Error::usage(format!("the database {name:?} has no history of migrations"))
+        (true, None) => Err(Error::usage(format!("the {kind} {name:?} has no history of migrations"))
             .hint("say with --version which migration it has already: those up to it are written down as applied; 0: it has none")),
     }
 }
 
 /// Whether the database is nobody else's.
 fn may_be_ours(registry: &Registry, key: &str, database: &Found) -> Result<()> {
-    let name = &database.name;
+    let (kind, name) = (registry.isolation, &database.name);
     if database.reserved {
-        return Err(Error::usage(format!(
-            "the database {name:?} can be no tenant's: it is the main one, a template, or tenantd's own"
-        )));
+        let whose = match kind {
+            Isolation::Database => "the main one, a template, or tenantd's own",
+            Isolation::Schema => "the server's, the application's, or tenantd's own",
+        };
+        return Err(Error::usage(format!("the {kind} {name:?} can be no tenant's: it is {whose}")));
     }
     if !database.valid || !database.open {
         let why = if database.valid { "takes no connections" } else { "is not whole" };
@@ -118,15 +121,15 @@ fn may_be_ours(registry: &Registry, key: &str, database: &Found) -> Result<()> {
         } else {
             "bears another registry's marker".to_owned()
         };
-        return Err(Error::new(Kind::Conflict, format!("the database {name:?} {whose}"))
-            .hint(format!("if it really is to be this tenant's: comment on database {name:?} is null")));
+        return Err(Error::new(Kind::Conflict, format!("the {kind} {name:?} {whose}"))
+            .hint(format!("if it really is to be this tenant's: comment on {kind} {name:?} is null")));
     }
     if !database.may_own {
         return Err(Error::new(
             Kind::Rights,
-            format!("the database {name:?} belongs to role {:?}, of which tenantd is no member", database.owner),
+            format!("the {kind} {name:?} belongs to role {:?}, of which tenantd is no member", database.owner),
         )
-        .hint(format!("as an administrator: alter database {name:?} owner to tenantd's role, or to tenant.owner")));
+        .hint(format!("as an administrator: alter {kind} {name:?} owner to tenantd's role, or to tenant.owner")));
     }
     Ok(())
 }
@@ -140,10 +143,10 @@ fn is_marker(comment: &str) -> bool {
 ///
 /// # Errors
 /// Another tenant has it, or this one another database.
-fn is_the_tenants(key: &str, database: &Found, tenant: Option<&Outside>) -> Result<bool> {
+fn is_the_tenants(kind: Isolation, key: &str, database: &Found, tenant: Option<&Outside>) -> Result<bool> {
     let name = &database.name;
     if let Some(other) = database.tenants.iter().find(|other| *other != key) {
-        return Err(Error::usage(format!("the database {name:?} is tenant {other}'s")));
+        return Err(Error::usage(format!("the {kind} {name:?} is tenant {other}'s")));
     }
     let Some(tenant) = tenant else { return Ok(false) };
     if tenant.state == State::Deleting {
@@ -154,7 +157,7 @@ fn is_the_tenants(key: &str, database: &Found, tenant: Option<&Outside>) -> Resu
         Some(own) if own.oid == database.oid && own.ours => Ok(true),
         Some(own) if own.oid != database.oid => {
             let has = tenant.name.as_deref().unwrap_or_default();
-            Err(Error::usage(format!("tenant {key} has a database already, {has:?}"))
+            Err(Error::usage(format!("tenant {key} has a {kind} already, {has:?}"))
                 .hint("rename that out of the way first, if it is not the tenant's"))
         }
         _ => Ok(false),
@@ -188,7 +191,7 @@ async fn look(
     };
     let looked = looked.await;
     session.close().await;
-    looked.map_err(|error: Error| error.context(format!("look into the database {:?}", database.name)))
+    looked.map_err(|error: Error| error.context(format!("look into the {} {:?}", settings.isolation, database.name)))
 }
 
 /// The version that the history has, and the beginning of our set that it is, if it is one.

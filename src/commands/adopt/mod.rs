@@ -112,10 +112,11 @@ pub async fn run(given: &Given, arguments: &Adopt, out: &mut impl Write) -> Resu
         }
     }
     if !given.json {
-        output::text(out, &text::plans(&report))?;
+        output::text(out, &text::plans(&report, registry.isolation))?;
     }
     if !report.plans.is_empty() && !arguments.dry_run {
-        let databases = output::counted(i64::try_from(report.plans.len()).unwrap_or(i64::MAX), "database");
+        let databases =
+            output::counted(i64::try_from(report.plans.len()).unwrap_or(i64::MAX), registry.isolation.word());
         let what = format!("This records {databases} as tenants, and marks them as this registry's by their COMMENT.");
         arguments.consent.ask(&what, "yes")?;
         let requests = Requests::of_process(&given.tasks)?;
@@ -145,13 +146,15 @@ async fn anew(given: &Given, registry: &Registry, arguments: &Adopt, out: &mut i
     let key = keys.first().ok_or_else(|| Error::usage("no tenant is named"))?;
     let database = registry.database_of(key).await?;
     if !registry.databases_named(std::slice::from_ref(&database)).await?.is_empty() {
-        return Err(Error::usage(format!("the database {database:?} of tenant {key} is there")).hint(format!(
+        return Err(Error::usage(format!("the {} {database:?} of tenant {key} is there", registry.isolation)).hint(format!(
             "--empty is for one that is lost; `tenantd adopt {key}` takes the one that is there, `tenantd reset` empties it"
         )));
     }
     if !arguments.dry_run {
-        let what =
-            format!("Tenant {key} gets an empty database in the place of {database}; what that held is given up.");
+        let what = format!(
+            "Tenant {key} gets an empty {} in the place of {database}; what that held is given up.",
+            registry.isolation
+        );
         arguments.consent.ask(&what, "yes")?;
         let claim = registry.claim_by_hand(key, &[State::Ready], arguments.patience.timeout).await?;
         under_lease(registry, &claim, registry.begin_anew(&claim)).await?;
@@ -162,7 +165,12 @@ async fn anew(given: &Given, registry: &Registry, arguments: &Adopt, out: &mut i
         let done = if arguments.dry_run { "would get" } else { "gets" };
         output::text(
             out,
-            &format!("tenant {} {done} an empty database {}\n", output::line(key), output::line(&database)),
+            &format!(
+                "tenant {} {done} an empty {} {}\n",
+                output::line(key),
+                registry.isolation,
+                output::line(&database)
+            ),
         )?;
     }
     Ok(ExitStatus::Well)

@@ -3,12 +3,13 @@
 use super::Report;
 use super::judge::Plan;
 use crate::commands::output::{counted, line, paragraph};
+use crate::config::Isolation;
 use crate::error::Error;
 
-pub(super) fn plans(report: &Report) -> String {
+pub(super) fn plans(report: &Report, kind: Isolation) -> String {
     let mut text = String::new();
     for plan in &report.plans {
-        text.push_str(&one(plan));
+        text.push_str(&one(plan, kind));
     }
     for (candidate, error) in &report.refused {
         text.push_str(&refused(&candidate.name, error));
@@ -16,16 +17,16 @@ pub(super) fn plans(report: &Report) -> String {
     match report.already.as_slice() {
         [] => {}
         [one] => text.push_str(&paragraph(&line(&format!("{one} is its tenant's already: nothing is to be done")), 0)),
-        several => text.push_str(&format!("{} databases are their tenants' already\n", several.len())),
+        several => text.push_str(&format!("{} {kind}s are their tenants' already\n", several.len())),
     }
     if report.plans.is_empty() && report.refused.is_empty() && report.already.is_empty() {
-        text.push_str("there is no database to adopt\n");
+        text.push_str(&format!("there is no {kind} to adopt\n"));
     }
     text
 }
 
 /// A key and a name are often too long to stand in one line.
-fn one(plan: &Plan) -> String {
+fn one(plan: &Plan, kind: Isolation) -> String {
     let version = match (plan.version, plan.baseline) {
         (None, _) => "without migrations".to_owned(),
         (Some(version), false) => format!("at version {version}"),
@@ -36,7 +37,7 @@ fn one(plan: &Plan) -> String {
         Some(tenant) => format!("a tenant that is {}, {}", tenant.state, tenant.work),
     };
     let mut text = paragraph(&line(&format!("{}: {now}", plan.key)), 0);
-    text.push_str(&paragraph(&line(&format!("database {}: {version}", plan.database.name)), 2));
+    text.push_str(&paragraph(&line(&format!("{kind} {}: {version}", plan.database.name)), 2));
     for note in &plan.notes {
         text.push_str(&paragraph(&line(note), 4));
     }

@@ -154,8 +154,11 @@ fn of_migrations(context: &Context, tenant: &Outside, history: &[AppliedRow]) ->
 
 fn of_objects(tenant: &Outside, expected: &Catalogue, inside: &Inside) -> Option<Finding> {
     let mut objects = expected.difference(&inside.catalogue);
-    // Told for itself, with what to do.
-    objects.retain(|object| !(object.kind == "index" && inside.invalid_indexes.contains(&object.name)));
+    // Told for itself, with what to do; there by its full name, here perhaps without the tenant's schema.
+    let is_invalid = |name: &String| {
+        inside.invalid_indexes.iter().any(|index| index == name || index.ends_with(&format!(".{name}")))
+    };
+    objects.retain(|object| !(object.kind == "index" && is_invalid(&object.name)));
     let text = match objects.len() {
         0 => return None,
         1 => "an object is not as its migrations made it".to_owned(),

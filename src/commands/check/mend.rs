@@ -50,7 +50,10 @@ pub(super) async fn all(context: &Context, report: &mut Report, arguments: &Chec
         .await;
     if strays {
         let dropped = drop_strays(&context.registry).await?;
-        context.registry.tell(What::Fixed, None, Some(&format!("dropped {dropped} half-made databases"))).await?;
+        context
+            .registry
+            .tell(What::Fixed, None, Some(&format!("dropped {dropped} half-made {}s", context.registry.isolation)))
+            .await?;
     }
     let left = if strays { context.registry.strays().await? } else { Vec::new() };
     for finding in &mut report.findings {

@@ -126,7 +126,7 @@ impl Ill {
     pub fn cure(self) -> Option<&'static str> {
         Some(match self {
             Ill::Closed => "open it",
-            Ill::Public => "take CONNECT from PUBLIC",
+            Ill::Public => "shut PUBLIC out",
             Ill::Owner => "give it to its owner",
             Ill::Access | Ill::Connect => "grant again what the settings say",
             Ill::Behind => "apply what it lacks",
@@ -239,7 +239,7 @@ pub async fn run(given: &Given, arguments: &Check, out: &mut impl Write) -> Resu
     if given.json {
         output::object(out, &object(&report))?;
     } else {
-        output::text(out, &text::whole(&report))?;
+        output::text(out, &text::whole(&report, given.config.tenant.isolation))?;
     }
     Ok(if report.is_well() { ExitStatus::Well } else { ExitStatus::Findings }.into())
 }

@@ -1,6 +1,7 @@
 //! What is wrong with a tenant as seen from the main database. Pure.
 
 use super::{Finding, Ill};
+use crate::config::Isolation;
 use crate::plan::Database;
 use crate::provision::Context;
 use crate::registry::check::Outside;
@@ -22,6 +23,7 @@ pub(super) fn may_be_entered(tenant: &Outside) -> bool {
 }
 
 pub(super) fn look(context: &Context, tenant: &Outside) -> Vec<Finding> {
+    let kind = context.registry.isolation;
     let mut found = Vec::new();
     if let Some(who) = &tenant.lease_left_by {
         let text = format!("{who} let its lease run out");
@@ -31,17 +33,17 @@ pub(super) fn look(context: &Context, tenant: &Outside) -> Vec<Finding> {
         return found;
     }
     let Some(name) = &tenant.name else {
-        let advice = "`tenantd adopt KEY --database NAME` records the database that is its own";
+        let advice = format!("`tenantd adopt KEY --database NAME` records the {kind} that is its own");
         found.push(Finding::of(tenant, Ill::Nameless, "it is ready, and has no name", advice));
         return found;
     };
     let Some(database) = &tenant.database else {
-        let text = format!("the database {name:?} is gone");
+        let text = format!("the {kind} {name:?} is gone");
         let advice = format!("restore it from a backup under this name, then `tenantd adopt {}`", tenant.key);
         found.push(Finding::of(tenant, Ill::Missing, text, advice));
         return found;
     };
-    match of_place(tenant, name, database) {
+    match of_place(kind, tenant, name, database) {
         Some(finding) => found.push(finding),
         None => found.extend(of_state(context, tenant, database)),
     }
@@ -49,17 +51,17 @@ pub(super) fn look(context: &Context, tenant: &Outside) -> Vec<Finding> {
 }
 
 /// What makes the database none of ours to touch.
-fn of_place(tenant: &Outside, name: &str, database: &Database) -> Option<Finding> {
+fn of_place(kind: Isolation, tenant: &Outside, name: &str, database: &Database) -> Option<Finding> {
     let adopt = format!("if it is the tenant's: `tenantd adopt {}`; if not, rename it out of the way", tenant.key);
     if let Some(recorded) = tenant.recorded_oid.filter(|recorded| *recorded != database.oid) {
         let text = format!(
-            "another database (oid {}) stands under the name {name:?} in the place of ours (oid {recorded})",
+            "another {kind} (oid {}) stands under the name {name:?} in the place of ours (oid {recorded})",
             database.oid
         );
         return Some(Finding::of(tenant, Ill::Replaced, text, adopt));
     }
     if !database.ours {
-        let text = format!("the database {name:?} does not bear this registry's marker");
+        let text = format!("the {kind} {name:?} does not bear this registry's marker");
         return Some(Finding::of(tenant, Ill::Conflict, text, adopt));
     }
     if !database.valid {
@@ -72,16 +74,16 @@ fn of_place(tenant: &Outside, name: &str, database: &Database) -> Option<Finding
 }
 
 fn of_state(context: &Context, tenant: &Outside, database: &Database) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let (kind, mut found) = (context.registry.isolation, Vec::new());
     let mut find = |ill, text: String| found.push(Finding::of(tenant, ill, text, FIX));
     if !database.open {
         find(Ill::Closed, "its database takes no connections".to_owned());
     }
     if database.public {
-        find(Ill::Public, "PUBLIC can connect to its database".to_owned());
+        find(Ill::Public, format!("PUBLIC may enter its {kind}"));
     }
     if database.owner != context.owner() {
-        find(Ill::Owner, format!("its database belongs to {:?}, and not to {:?}", database.owner, context.owner()));
+        find(Ill::Owner, format!("its {kind} belongs to {:?}, and not to {:?}", database.owner, context.owner()));
     }
     if tenant.access.as_ref() != Some(&context.access()) && tenant.work != Work::Held {
         find(
@@ -90,7 +92,7 @@ fn of_state(context: &Context, tenant: &Outside, database: &Database) -> Vec<Fin
         );
     }
     if !tenant.shut_out.is_empty() {
-        find(Ill::Connect, format!("{} cannot connect to its database", tenant.shut_out.join(", ")));
+        find(Ill::Connect, format!("{} cannot enter its {kind}", tenant.shut_out.join(", ")));
     }
     found
 }

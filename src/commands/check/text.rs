@@ -6,16 +6,17 @@ use super::inside::told;
 use super::mend::Mended;
 use super::{Finding, Report};
 use crate::commands::output::{counted, duration, line, paragraph};
+use crate::config::Isolation;
 
 /// Of more objects than this the rest is counted; JSON has them all.
 const OBJECTS: usize = 20;
 
-pub(super) fn whole(report: &Report) -> String {
+pub(super) fn whole(report: &Report, kind: Isolation) -> String {
     let mut text = String::new();
     let mut of = None;
     for finding in &report.findings {
         if of != Some(&finding.key) {
-            text.push_str(&head(finding));
+            text.push_str(&head(finding, kind));
             of = Some(&finding.key);
         }
         text.push_str(&one(finding));
@@ -26,9 +27,9 @@ pub(super) fn whole(report: &Report) -> String {
     text + &totals(report)
 }
 
-fn head(finding: &Finding) -> String {
+fn head(finding: &Finding, kind: Isolation) -> String {
     match (&finding.key, &finding.database) {
-        (Some(key), Some(name)) => format!("{} (database {})\n", line(key), line(name)),
+        (Some(key), Some(name)) => format!("{} ({kind} {})\n", line(key), line(name)),
         (Some(key), None) => format!("{}\n", line(key)),
         (None, _) => "the fleet\n".to_owned(),
     }

@@ -9,9 +9,9 @@ use tokio::sync::Notify;
 use super::{Check, Diagnosis, Verdict, rules};
 use crate::backup::look_for_programs;
 use crate::commands::migration_set;
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Server, Session, admin};
+use crate::pg::{Doing, Server, Session, admin, quote};
 use crate::provision::scratch::{self, Scratch};
 use crate::registry::doctor::{self, Facts};
 use crate::registry::doorbell::{self, Doorbell};
@@ -150,8 +150,8 @@ impl Patient<'_> {
         }
         found.extend(notes.into_iter().map(|note| Diagnosis::new(Check::Rights, Verdict::Warning, note)));
         if found.is_empty() {
-            let text =
-                format!("role {:?} may make databases, give them to their owner, and keep the registry", facts.me);
+            let kind = self.config.tenant.isolation;
+            let text = format!("role {:?} may make {kind}s, give them to their owner, and keep the registry", facts.me);
             found.push(Diagnosis::ok(Check::Rights, text));
         }
         Ok(found)
@@ -228,10 +228,13 @@ impl Patient<'_> {
         })
     }
 
-    /// Makes a scratch database, from the template that serves if there is one, and drops it.
+    /// Makes a scratch database, from the template that serves if there is one, and drops it; a schema where tenants have these.
     async fn clone(&self, connected: &Connected) -> Result<Diagnosis> {
         let template = connected.templates.first();
-        let from = template.map_or("template0", |template| &template.name);
+        let from = match self.config.tenant.isolation {
+            Isolation::Database => Some(template.map_or("template0", |template| template.name.as_str())),
+            Isolation::Schema => None,
+        };
         let began = Instant::now();
         let made = match &connected.registry {
             Some(registry) => match Scratch::make(registry, self.config, template).await {
@@ -252,6 +255,12 @@ impl Patient<'_> {
     /// Before there is a registry to write the name down in, it is told.
     async fn clone_unregistered(&self, connected: &Connected) -> Result<std::time::Duration> {
         let (name, began) = (spare_name(), Instant::now());
+        if self.config.tenant.isolation == Isolation::Schema {
+            let schema = quote::identifier(&name);
+            let both = format!("create schema {schema}; drop schema {schema}");
+            let made = connected.session.batch_execute(&both).await;
+            return made.doing(|| "make a scratch schema".to_owned()).map(|()| began.elapsed());
+        }
         tracing::info!(database = name, "making a scratch database, which is dropped at once");
         let copy = scratch::copy(self.config, None, &name, connected.facts.version);
         let made = admin::create_database(&connected.session, &copy, "").await;

@@ -306,16 +306,15 @@ pub(super) fn autovacuum(facts: &Facts) -> Diagnosis {
     )
 }
 
-pub(super) fn cloned(took: Duration, from: &str) -> Diagnosis {
-    let text = format!("a scratch database was made from {from} in {}, and dropped", duration(took));
+/// `from`: the database that was copied; `None`: it was a schema.
+pub(super) fn cloned(took: Duration, from: Option<&str>) -> Diagnosis {
+    let made = from.map_or_else(|| "schema was made".to_owned(), |from| format!("database was made from {from}"));
+    let text = format!("a scratch {made} in {}, and dropped", duration(took));
     if took < SLOW_CLONE {
         return Diagnosis::ok(Check::Clone, text);
     }
-    Diagnosis::warning(
-        Check::Clone,
-        text,
-        "the server's disk is slow, or busy: keep spares (spares.min), so that signups do not wait for it",
-    )
+    let spares = from.map_or("", |_| ": keep spares (spares.min), so that signups do not wait for it");
+    Diagnosis::warning(Check::Clone, text, format!("the server's disk is slow, or busy{spares}"))
 }
 
 /// `looked`: whether the programs are there and new enough.
@@ -481,7 +480,7 @@ mod tests {
             (Verdict::Warning, (missing(), &unset)),
         ];
         verdicts(table, |(looked, config)| pg_dump(looked, config));
-        assert_eq!(cloned(Duration::from_secs(6), "template0").verdict, Verdict::Warning);
-        assert_eq!(cloned(Duration::from_millis(40), "template0").verdict, Verdict::Ok);
+        assert_eq!(cloned(Duration::from_secs(6), Some("template0")).verdict, Verdict::Warning);
+        assert_eq!(cloned(Duration::from_millis(40), None).verdict, Verdict::Ok);
     }
 }

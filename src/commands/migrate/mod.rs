@@ -106,7 +106,7 @@ pub async fn run(given: Given, arguments: &Migrate, out: &mut impl Write) -> Res
     if let Err(error) = context.registry.release_all().await {
         tracing::warn!(error = error.chain(), "leases were not given back and end by themselves");
     }
-    Ok(report::print(&done?, given.json, out)?.into())
+    Ok(report::print(&done?, given.config.tenant.isolation, given.json, out)?.into())
 }
 
 async fn migrate(

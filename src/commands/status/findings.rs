@@ -262,7 +262,11 @@ impl Status<'_> {
         if held > 0 {
             notes.push(remark(
                 "held",
-                format!("{} held without a database, from before tenantd.", counted_are(held, "user")),
+                format!(
+                    "{} held without a {}, from before tenantd.",
+                    counted_are(held, "user"),
+                    self.config.tenant.isolation
+                ),
                 "`tenantd setup --backfill` makes them due.",
             ));
         }
@@ -298,7 +302,10 @@ impl Status<'_> {
         if strays > 0 {
             notes.push(remark(
                 "strays",
-                format!("{} left by work that was cut off.", counted(strays, "half-made database")),
+                format!(
+                    "{} left by work that was cut off.",
+                    counted(strays, &format!("half-made {}", self.config.tenant.isolation))
+                ),
                 "The next sweep drops what is left.",
             ));
         }

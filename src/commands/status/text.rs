@@ -91,7 +91,12 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
     let fleet = &status.fleet;
     let mut waiting = counted(status.waiting(), "tenant");
     if let Some(oldest) = fleet.oldest_waiting {
-        let _ = write!(waiting, ", the oldest signup without a database for {}", duration(oldest));
+        let _ = write!(
+            waiting,
+            ", the oldest signup without a {} for {}",
+            status.config.tenant.isolation,
+            duration(oldest)
+        );
     }
     let daemons = if fleet.daemons.is_empty() { "none connected".to_owned() } else { fleet.daemons.join(", ") };
     let set = status.set;

@@ -12,6 +12,8 @@ pub(super) const REFUSED: &str = "TD001";
 pub struct Among {
     /// The schemas that are searched behind the tenant's own, in this order.
     pub shared: Vec<String>,
+    /// What the session, which others use after it, is called while this one is migrated; `None`: as ever.
+    pub application_name: Option<String>,
 }
 
 impl Among {
@@ -22,6 +24,12 @@ impl Among {
             let _ = write!(path, ", {}", quote::identifier(shared));
             path
         })
+    }
+
+    /// Calls the session by its name for as long as the transaction lasts.
+    pub(super) fn name_session(&self) -> String {
+        let name = |name: &String| format!("set local application_name = {};", quote::literal(name));
+        self.application_name.as_ref().map_or_else(String::new, name)
     }
 
     /// Remembers within the transaction which relations there were before the file, those of `schema` and all: cursors see what was there when they

@@ -271,7 +271,8 @@ impl Executor<'_> {
 
     fn timeouts(&self) -> String {
         let (lock, statement) = (milliseconds(self.lock_timeout), milliseconds(self.statement_timeout));
-        format!("set local lock_timeout = {lock}; set local statement_timeout = {statement};")
+        let name = self.among.as_ref().map(Among::name_session).unwrap_or_default();
+        format!("set local lock_timeout = {lock}; set local statement_timeout = {statement}; {name}")
     }
 
     /// What is looked at before a commit, within our own time and not what the file may have set.

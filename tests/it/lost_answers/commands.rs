@@ -1,5 +1,7 @@
 //! Commands that lose an answer: they end and say so, and the next ones find the tenant as it was, or where it was going to.
 
+use tenantd::config::Isolation;
+
 use crate::fleet::{enter, execute, half_made, oid, write_migrations};
 use crate::life::{files, messages, program, standing, write};
 use crate::sql::one;
@@ -55,7 +57,34 @@ const fn case(point: &'static str, command: &'static [&'static str], statement: 
 }
 
 /// The most telling first: a short run takes these.
-fn cases() -> Vec<Case> {
+fn cases(isolation: Isolation) -> Vec<Case> {
+    match isolation {
+        Isolation::Database => of_databases(),
+        Isolation::Schema => of_schemas(),
+    }
+}
+
+/// A schema is emptied and filled under its own name: what cannot be ended is taken back.
+fn of_schemas() -> Vec<Case> {
+    let gone = |case: Case| Case { holds: None, ..case };
+    let deleted = |case: Case| Case { before: Some(DROP), stands: "unknown", rescue: FROM_NOTHING, ..gone(case) };
+    let dropped = case("Dropped", DROP, "set state = 'deleting'");
+    let cleared = "update tenantd.tenant set state = 'requested'";
+    vec![
+        Case { stands: "deleting held", rescue: RESTORE, ..gone(dropped) },
+        case("Made", RESET, "release savepoint tenantd_migration"),
+        deleted(case("Purged", FOR_GOOD, "drop schema if exists \"tenantd_dropped_")),
+        case("FillBegun", FROM_FILE, "create schema"),
+        Case { before: Some(DROP), ..case("Restored", RESTORE, "rename to") },
+        case("HandedOver", RESET, "update tenantd.tenant set database_oid ="),
+        case("Filled", FROM_FILE, "update tenantd.tenant set database_oid ="),
+        deleted(case("Condemned", FOR_GOOD, "set condemned_at = coalesce")),
+        Case { holds: Some(""), rescue: OVER, ..case("SetAside", RESET, cleared) },
+        Case { stands: "requested held", rescue: RESTORE, ..gone(case("SetAside", FROM_FILE, cleared)) },
+    ]
+}
+
+fn of_databases() -> Vec<Case> {
     let gone = |case: Case| Case { holds: None, ..case };
     let deleted = |case: Case| Case { before: Some(DROP), stands: "unknown", rescue: FROM_NOTHING, ..gone(case) };
     let dropped = case("Dropped", DROP, "set state = 'deleting'");
@@ -125,7 +154,7 @@ async fn well(program: &Program, arguments: &[&str]) {
 async fn a_command_that_lost_an_answer_loses_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
     let scene = Scene::new(|database| program(database, folder.path())).await;
-    let cases = cases();
+    let cases = cases(scene.database.isolation());
     let number = if is_long() { cases.len() } else { 5 };
     for (nth, case) in cases.into_iter().take(number).enumerate() {
         one_case(&scene, folder.path(), nth, case).await;
@@ -251,12 +280,12 @@ async fn an_adoption_that_lost_an_answer_is_done_once() {
     let database = &scene.database;
     let steps = [
         ("Owned", "owner to"),
-        ("Baselined", "insert into \"public\".\"tenantd_migration\""),
+        ("Baselined", "\".\"tenantd_migration\""),
         ("Adopted", "insert into tenantd.tenant (key, name, state, work, database_oid"),
     ];
     for (nth, (point, statement)) in steps.into_iter().enumerate() {
         let (key, name) = (format!("acme-{nth}"), format!("{}acme_{nth}", database.prefix()));
-        execute(database, &format!("create database \"{name}\" owner tenantd")).await;
+        database.outside(&format!("create database \"{name}\" owner tenantd")).await;
         let client = database.tenant_superuser(&name).await;
         client
             .batch_execute("set role tenantd; create table message (id int primary key, level int)")

@@ -133,7 +133,7 @@ async fn in_a_crowd_only_the_second_is_left_out() {
             &format!("delete from tenantd.tenant where key = '{key}'; delete from users where id = '{key}'"),
         )
         .await;
-        execute(&database, &format!("drop database {name}")).await;
+        database.outside(&format!("drop database {name}")).await;
     }
     one_of(&database, &pair).await;
     drop(app);
@@ -174,7 +174,7 @@ async fn side_by_side_the_name_is_given_once() {
             "update tenantd.tenant set state = 'requested', work = 'due', due_at = now(), failures = 0, name = null, database_oid = null",
         )
         .await;
-        execute(&database, &format!("drop database {name}")).await;
+        database.outside(&format!("drop database {name}")).await;
     }
     execute(&database, "delete from tenantd.tenant; delete from public.users").await;
     drop(app);

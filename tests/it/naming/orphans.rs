@@ -10,10 +10,10 @@ use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 
 async fn make(database: &TestDatabase, name: &str, comment: Option<&str>) {
-    execute(database, &format!("create database {name} owner tenant_owner")).await;
-    execute(database, &format!("revoke connect, temporary on database {name} from public")).await;
+    database.outside(&format!("create database {name} owner tenant_owner")).await;
+    database.outside(&format!("revoke connect, temporary on database {name} from public")).await;
     if let Some(comment) = comment {
-        execute(database, &format!("comment on database {name} is '{comment}'")).await;
+        database.outside(&format!("comment on database {name} is '{comment}'")).await;
     }
 }
 
@@ -60,7 +60,7 @@ async fn the_users_tell_whose_a_hash_is() {
         "{checked:?}"
     );
     for name in [&nobodys, &longer] {
-        execute(&database, &format!("drop database {name}")).await;
+        database.outside(&format!("drop database {name}")).await;
     }
     succeeds(program.run(&["adopt", "--orphans", "--version", "0", "--yes"]).await);
     succeeds(program.run(&["--sweep-once"]).await);
@@ -98,7 +98,7 @@ async fn a_name_behind_a_prefix_tells_its_key() {
     let bare = program.clone().setting("tenant.prefix", "");
     assert_eq!(orphans(&bare).await, (vec![(marked.clone(), marked.clone())], Vec::new()));
     for name in [acme, odd, marked] {
-        execute(&database, &format!("drop database {name}")).await;
+        database.outside(&format!("drop database {name}")).await;
     }
     database.finish().await;
 }
