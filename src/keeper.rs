@@ -53,7 +53,7 @@ pub struct Keeper {
     pub context: watch::Receiver<Arc<Context>>,
     /// What the intake tells.
     pub supply: Supply,
-    /// Asks for a sweep: tenants were made of an older template while the newest was built.
+    /// Asks for a sweep: tenants were made of an older template while the newest was built, or got a spare of it after.
     pub sweep_now: Arc<Notify>,
     /// What readiness depends on.
     pub conditions: Conditions,
@@ -79,6 +79,8 @@ struct Memory {
     failures: u32,
     /// The set that the template in service is of.
     served: Option<String>,
+    /// Whether there are spares of another template than that.
+    outdated: bool,
 }
 
 impl Keeper {
@@ -95,6 +97,7 @@ impl Keeper {
             keeps: false,
             failures: 0,
             served: None,
+            outdated: false,
         };
         while !self.stop.is_cancelled() {
             self.beat.turned().await;
@@ -288,11 +291,14 @@ impl Keeper {
             _ => self.conditions.clear(TEMPLATE),
         }
         let served = serving.map(|serving| serving.migration_set.clone());
-        // Those that were made of the one before are behind.
-        if memory.served.is_some() && served.is_some() && memory.served != served {
+        let outdated =
+            serving.map_or(memory.outdated, |serving| stock.spares.iter().any(|spare| spare.template != serving.name));
+        // Those that were made of the one before are behind, and so is who got one of its spares since.
+        if memory.served.is_some() && served.is_some() && memory.served != served || memory.outdated && !outdated {
             self.sweep_now.notify_one();
         }
         memory.served = served.or(memory.served.take());
+        memory.outdated = outdated;
     }
 
     async fn wait(&mut self, pause: Duration) {

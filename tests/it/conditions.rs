@@ -9,7 +9,7 @@ use tenantd::registry::install::Installed;
 use tokio_postgres::Client;
 
 use crate::fleet::{Fleet, config};
-use crate::sql::{one, refused, run, server_version, stands, tenants, warnings};
+use crate::sql::{make_room, one, refused, run, server_version, stands, tenants, warnings};
 use crate::support::audit::Finding;
 use crate::support::database::TestDatabase;
 
@@ -60,14 +60,6 @@ async fn of_kind((_, create, tables): (&str, &str, &[&str])) -> TestDatabase {
 /// Installs with a condition.
 pub async fn install(database: &TestDatabase, when: &str) -> Fleet {
     Fleet::install(database, &[("signup.when", when)]).await
-}
-
-/// Servers before 14 cannot put a trigger in the place of another: the table's owner drops it, as the hint says.
-pub async fn make_room(admin: &Client) {
-    if server_version(admin).await < 140_000 {
-        let drop = "drop trigger if exists tenantd_signup on public.users; drop trigger if exists tenantd_signup_update on public.users";
-        run(admin, drop).await;
-    }
 }
 
 /// Takes in what was written down, and returns the mails of those that are tenants, in order.

@@ -6,9 +6,9 @@ use serde_json::Value;
 use tenantd::error::Kind;
 use tokio_postgres::Client;
 
-use crate::conditions::{CONFIRMED, install, make_room, new};
+use crate::conditions::{CONFIRMED, install, new};
 use crate::fleet::{Fleet, WISHES, config, execute};
-use crate::sql::{one, refused, run, server_version, stands, tenants, warnings};
+use crate::sql::{make_room, one, refused, run, server_version, stands, tenants, warnings};
 use crate::support::daemon::Program;
 use crate::support::database::{TENANTD_PASSWORD, TestDatabase};
 use crate::support::until::until;

@@ -29,6 +29,11 @@ async fn locks(database: &TestDatabase) -> i64 {
     one(&database.superuser().await, held).await
 }
 
+/// A client's session may end a moment after the client. What leaked stays: with a connection of the pooler's, which keeps it.
+async fn no_lock_is_left(database: &TestDatabase) {
+    until("no lock is left", SOON, async || locks(database).await == 0).await;
+}
+
 async fn sign_up(database: &TestDatabase, user: usize) {
     database.sign_up(&format!("{user}@example.org")).await;
 }
@@ -69,7 +74,8 @@ async fn behind_a_pooler_signups_become_tenants() {
     let program = through(&database, &pooler).setting("spares.min", "2").setting("spares.max", "4");
     for _ in 0..2 {
         let setup = program.run(&["setup"]).await;
-        assert_eq!((setup.code(), locks(&database).await), (0, 0), "{setup:?}\n{}", pooler.log());
+        assert_eq!(setup.code(), 0, "{setup:?}\n{}", pooler.log());
+        no_lock_is_left(&database).await;
     }
     let (code, said) = doctor(&program, "listen").await;
     assert!(
@@ -97,7 +103,7 @@ async fn behind_a_pooler_signups_become_tenants() {
         app.batch_execute("insert into log_message (message) values ('x')").await.expect("app can work in it");
         app.close().await;
     }
-    assert_eq!(locks(&database).await, 0, "none is left with a connection of the pooler's");
+    no_lock_is_left(&database).await;
     drop((client, pooler));
     database.finish().await;
 }
@@ -118,7 +124,7 @@ async fn behind_a_pooler_no_migration_runs_without_a_transaction() {
     let output = program.run(&["--sweep-once"]).await;
     let said = format!("{}{}", output.stdout, output.stderr);
     assert!(output.code() == 1 && said.contains("needs a session of its own"), "{output:?}");
-    assert_eq!(locks(&database).await, 0);
+    no_lock_is_left(&database).await;
     let direct = Program::for_database(&database).setting("tenant.migrations", &path);
     // What waits for its next try is tried now.
     crate::fleet::execute(&database, "update tenantd.template set due_at = now()").await;

@@ -7,7 +7,7 @@ use tenantd::error::Kind;
 use tokio_postgres::Client;
 
 use crate::fleet::{Fleet, WISHES, config};
-use crate::sql::{one, refused, run, server_version, stands, tenants, warnings};
+use crate::sql::{make_room, one, refused, run, server_version, stands, tenants, warnings};
 use crate::support::audit::Finding;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
@@ -181,13 +181,6 @@ async fn an_inherited_table_is_seen_through_its_children() {
     assert_eq!(fleet.sweep().await.requested, 1, "the one from between");
     fleet.close().await;
     database.finish().await;
-}
-
-/// Servers before 14 cannot put a trigger in the place of another: the table's owner drops it, as the hint says.
-async fn make_room(admin: &Client) {
-    if server_version(admin).await < 140_000 {
-        run(admin, "drop trigger tenantd_signup on public.users").await;
-    }
 }
 
 /// Goal: an ordinary table that gets its first child is moved from the statement's trigger to the row's. Method: look, insert into both.

@@ -359,6 +359,41 @@ async fn a_new_migration_arrives_while_users_sign_up() {
     database.finish().await;
 }
 
+/// Goal: who gets a spare of the older set when its rollout has ended is brought on when the last of them is gone, and does not wait for the periodic
+/// sweep. Method: more spares than are replaced in the time; a crowd in one statement that takes them all.
+#[tokio::test]
+async fn who_gets_an_old_spare_late_is_brought_on() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    write_migrations(folder.path(), &[("0001_first.sql", "create table first ();")]);
+    let program = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("sweep.every", "1h")
+        .setting("spares.min", "6")
+        .setting("spares.max", "6");
+    let mut daemon = daemon_with(&database, &program, 6).await;
+    let client = database.superuser().await;
+    let is = async |condition: &str| client.query_one(condition, &[]).await.expect("look").get::<_, bool>(0);
+    database.sign_up("first@example.org").await;
+    let again =
+        "select count(*) = 6 and exists (select from tenantd.tenant where state = 'ready') from tenantd.spares_at_hand";
+    until("one tenant and all spares", SOON, async || is(again).await).await;
+    write_migrations(folder.path(), &[("0002_second.sql", "create table second ();")]);
+    daemon.hang_up();
+    daemon.wait_for_line("rollout done", SOON).await;
+    let replacing = "select count(*) >= 2 from tenantd.spares_at_hand where version = 2";
+    until("the first spares of the new set", SOON, async || is(replacing).await).await;
+    let crowd = "insert into public.users (email) select n || '@example.org' from generate_series(1, 12) n";
+    database.app().await.batch_execute(crowd).await.expect("sign up");
+    let done = "select count(*) = 13 from tenantd.tenant where state = 'ready' and version = 2 and work = 'idle'";
+    until("everybody", SOON, async || is(done).await).await;
+    let brought_on = "select count(*) > 1 from tenantd.tenant where migrated_at > ready_at";
+    assert!(is(brought_on).await, "some got a spare of the older set");
+    assert!(daemon.terminate().await.success());
+    drop(client);
+    database.finish().await;
+}
+
 /// Goal: the brakes hold with spares as well. Method: `tenant.max` of two, a pool, three signups.
 #[tokio::test]
 async fn the_brakes_count_spares_that_become_tenants() {

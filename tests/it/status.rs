@@ -15,6 +15,7 @@ use tenantd::tasks::Tasks;
 use tokio_postgres::Client;
 
 use crate::fleet::{Fleet, config};
+use crate::sql::make_room;
 use crate::support::audit::Finding;
 use crate::support::daemon::Program;
 use crate::support::database::{STRANGER_PASSWORD, TestDatabase};
@@ -262,6 +263,7 @@ async fn the_signup_tables_faults_are_told() {
         scene.sql(sql).await;
         assert_eq!(scene.needs().await, [needs], "{sql}");
     }
+    make_room(&scene.superuser).await;
     scene.fleet.context.registry.mend(&scene.config).await.expect("mend");
     scene.sql("alter table public.users enable row level security").await;
     assert_eq!(scene.needs().await, ["users_hidden"]);
