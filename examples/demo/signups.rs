@@ -46,7 +46,8 @@ pub(crate) async fn install(stage: &Stage) -> Daemon {
     let row = admin.query_one(connections, &[]).await.expect("look at the daemon's connections");
     let (all, encrypted): (i64, i64) = (row.get(0), row.get(1));
     assert!(all > 0 && all == encrypted, "{encrypted} of the daemon's {all} connections are encrypted");
-    page.line(&format!("The daemon runs; its {all} connections are {}.", row.get::<_, &str>(2)));
+    let connections = if all == 1 { "connection is".to_owned() } else { format!("{all} connections are") };
+    page.line(&format!("The daemon runs; its {connections} {}.", row.get::<_, &str>(2)));
     if isolation == Isolation::Schema {
         page.line("Tenants get schemas in the main database: each is made in one transaction, and none ahead of time.");
         return daemon;
