@@ -10,8 +10,10 @@ create table if not exists tenantd.registry (
     database_oid oid not null,
     -- The newest breaking migration of the registry: a tenantd that does not carry it must not work here.
     needs_version bigint not null default 1,
-    -- What a tenant has of its own: a database, or a schema in this one.
+    -- What a tenant has of its own: a database, or a schema.
     isolation text not null default 'database' check (isolation in ('database', 'schema')),
+    -- The database that those schemas are in; null: this one.
+    tenants_in text,
     -- The signup table; when another one takes its place, its users are held anew.
     signup_table text,
     -- Which of its rows count as signups, and what the server made of that; null: each does. When it changes, the users whom it brings in are held.
@@ -205,7 +207,25 @@ create table if not exists tenantd.dropped (
 
 create index if not exists dropped_key on tenantd.dropped (key, dropped_at);
 
--- Where tenants may be: the server's databases, or this one's schemas. `public`: whether PUBLIC may enter.
+-- The schemas of another database, `tenants_in`, as they were seen last: whoever needs to know looks there, and writes down here what is there, since no
+-- statement of this database can. What a transaction of the registry renames it renames here; the schema itself is renamed after the commit, and
+-- until then the row is `moved`: the name here is the one that counts, and the oid tells which schema is meant.
+create table if not exists tenantd.elsewhere (
+    oid oid primary key,
+    name text not null,
+    owner oid not null,
+    -- Whether PUBLIC may enter; who else may.
+    public boolean not null,
+    users oid[] not null,
+    marker text,
+    -- Where it was asked for.
+    bytes bigint,
+    moved boolean not null default false
+);
+
+create index if not exists elsewhere_name on tenantd.elsewhere (name);
+
+-- Where tenants may be: the server's databases, or schemas, of this one or of another. `public`: whether PUBLIC may enter.
 create or replace view tenantd.place as
 select d.datname as name, d.oid, d.datdba as owner, d.datconnlimit <> -2 as valid, d.datallowconn as open,
        d.datacl is null or d.datacl @> makeaclitem(0, d.datdba, 'CONNECT', false) as public, m.description as marker
@@ -215,17 +235,84 @@ union all
 select n.nspname, n.oid, n.nspowner, true, true,
        coalesce(n.nspacl @> makeaclitem(0, n.nspowner, 'USAGE', false), false), m.description
 from pg_namespace n left join pg_description m on m.objoid = n.oid and m.classoid = 'pg_namespace'::regclass and m.objsubid = 0
-where (select isolation from tenantd.registry) = 'schema';
+where (select isolation = 'schema' and tenants_in is null from tenantd.registry)
+union all
+select e.name::name, e.oid, e.owner, true, true, e.public, e.marker
+from tenantd.elsewhere e where (select isolation = 'schema' and tenants_in is not null from tenantd.registry);
+
+-- Writes down which schemas were seen elsewhere: all, or those of the `names`. `seen`: an array of objects with the columns' names. Returns whether one
+-- of all is moved.
+create or replace function tenantd.see(names text[], seen json) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from tenantd.elsewhere e
+    where (names is null or e.name = any (names)) and not e.moved
+      and not exists (select from json_to_recordset(seen) s(oid bigint) where s.oid::oid = e.oid);
+    insert into tenantd.elsewhere as e (oid, name, owner, public, users, marker, bytes)
+    select s.oid::oid, s.name, s.owner::oid, s.public, coalesce(s.users, '{}')::oid[], s.marker, s.bytes
+    from json_to_recordset(seen) s(oid bigint, name text, owner bigint, public boolean, users bigint[], marker text, bytes bigint)
+    order by 1
+    on conflict (oid) do update
+    set name = case when e.moved then e.name else excluded.name end, owner = excluded.owner, public = excluded.public, users = excluded.users,
+        marker = excluded.marker, bytes = coalesce(excluded.bytes, e.bytes)
+    where (case when e.moved then e.name else excluded.name end, excluded.owner, excluded.public, excluded.users, excluded.marker,
+           coalesce(excluded.bytes, e.bytes)) is distinct from (e.name, e.owner, e.public, e.users, e.marker, e.bytes);
+    return exists (select from tenantd.elsewhere e where e.moved);
+end
+$$;
+revoke all on function tenantd.see(text[], json) from public;
+
+-- Gives a tenant's database, or schema, another name, in the caller's transaction. One elsewhere gets it after the commit, by whoever sees that it is moved.
+create or replace function tenantd.move(before text, after text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    registry tenantd.registry;
+begin
+    select r.* into strict registry from tenantd.registry r;
+    if registry.tenants_in is null then
+        execute format('alter %s %I rename to %I', registry.isolation, before, after);
+        return;
+    end if;
+    if exists (select from tenantd.elsewhere e where e.name = after) then
+        raise duplicate_schema using message = format('schema %I already exists', after);
+    end if;
+    update tenantd.elsewhere e set name = after, moved = true where e.name = before;
+    if not found then
+        raise invalid_schema_name using message = format('schema %I does not exist', before);
+    end if;
+end
+$$;
+revoke all on function tenantd.move(text, text) from public;
+
+-- Whether the role may enter the tenant's database, or schema.
+create or replace function tenantd.may_enter(role oid, place oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when r.isolation = 'database' then has_database_privilege(role, place, 'connect')
+        when r.tenants_in is null then has_schema_privilege(role, place, 'usage')
+        else (select e.public or pg_has_role(role, e.owner, 'usage') or exists (select from unnest(e.users) u where pg_has_role(role, u, 'usage'))
+              from tenantd.elsewhere e where e.oid = place) end
+    from tenantd.registry r
+$$;
+revoke all on function tenantd.may_enter(oid, oid) from public;
 
 -- The size in bytes of a tenant's database, or schema, by its oid; null for a database that we may not enter.
 create or replace function tenantd.bytes(place oid) returns bigint
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case r.isolation
-        when 'database' then case when has_database_privilege(place, 'connect') then pg_database_size(place) end
-        else (select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint from pg_class c
-              where c.relnamespace = place and c.relkind in ('r', 'm', 'S')) end
+    select case
+        when r.isolation = 'database' then case when has_database_privilege(place, 'connect') then pg_database_size(place) end
+        when r.tenants_in is null then
+            (select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint from pg_class c
+             where c.relnamespace = place and c.relkind in ('r', 'm', 'S'))
+        else (select e.bytes from tenantd.elsewhere e where e.oid = place) end
     from tenantd.registry r
 $$;
 revoke all on function tenantd.bytes(oid) from public;
@@ -317,13 +404,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     tenant tenantd.tenant;
-    isolation constant text := (select r.isolation from tenantd.registry r);
 begin
     select t.* into strict tenant from tenantd.tenant t where t.key = set_aside.key;
-    if isolation = 'database' then
+    if (select r.isolation from tenantd.registry r) = 'database' then
         execute format('alter database %I with allow_connections false', tenant.name);
     end if;
-    execute format('alter %s %I rename to %I', isolation, tenant.name, aside);
+    perform tenantd.move(tenant.name, aside);
     insert into tenantd.dropped (name, key, name_before, database_oid, version, migration_set, access, migrated_at, ready_at, what, who, backup, purge_after)
     select aside, tenant.key, tenant.name, d.oid, tenant.version, tenant.migration_set, tenant.access, tenant.migrated_at, tenant.ready_at, why, by_whom,
            set_aside.backup, clock_timestamp() + grace * interval '1 second'

@@ -53,6 +53,10 @@ pub enum Point {
     TakenBack,
     /// Owner or rights of a database were mended from outside.
     Mended,
+    /// Something was done to a schema in a database of the tenants' own, and the registry's transaction is open.
+    CarriedOut,
+    /// The registry gave such a schema another name, and it bears the old one still.
+    Moved,
     /// Nothing is left to do, and that is not recorded.
     Looked,
     /// Users without a tenant were found in the signup table, and have rows in the registry now.
@@ -111,7 +115,7 @@ pub enum Point {
 
 impl Point {
     /// Every point, in the order of the work.
-    pub const ALL: [Point; 48] = [
+    pub const ALL: [Point; 50] = [
         Point::Claimed,
         Point::Named,
         Point::Announced,
@@ -133,6 +137,8 @@ impl Point {
         Point::SetAside,
         Point::TakenBack,
         Point::Mended,
+        Point::CarriedOut,
+        Point::Moved,
         Point::Looked,
         Point::Requested,
         Point::MigrationBegun,

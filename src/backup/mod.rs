@@ -20,6 +20,7 @@ pub use self::read::{must_be_of, restore};
 use crate::config::{self, Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
+use crate::isolation::database_of;
 use crate::pg::Server;
 use crate::registry::Registry;
 use crate::registry::events::What;
@@ -29,6 +30,7 @@ use crate::registry::events::What;
 pub struct Backups {
     server: Server,
     registry: Registry,
+    tenants: config::Tenant,
     folder: PathBuf,
     keep: Option<Duration>,
     programs: Programs,
@@ -68,8 +70,8 @@ impl Backups {
         files::make(&folder)?;
         let programs = Programs::of(&config.backup);
         programs.must_know(registry.server_version().await?).await?;
-        let (server, registry) = (server.clone(), registry.clone());
-        Ok(Backups { server, registry, folder, keep: *keep, programs, reserved: Arc::default() })
+        let (server, registry, tenants) = (server.clone(), registry.clone(), config.tenant.clone());
+        Ok(Backups { server, registry, tenants, folder, keep: *keep, programs, reserved: Arc::default() })
     }
 
     /// Where they are written.
@@ -100,14 +102,13 @@ impl Backups {
     async fn dump(&self, key: &str, name: &str) -> Result<(PathBuf, u64)> {
         let size = self.registry.database_size(key, name).await?;
         let _reserved = self.reserve(u64::try_from(size).unwrap_or(0))?;
-        let isolation = self.registry.isolation;
-        let database = if isolation == Isolation::Database { name } else { &self.server.connection().database };
-        let libpq = self.server.libpq(database, &format!("tenantd:{key}")).await?;
+        let libpq =
+            self.server.libpq(database_of(&self.server, &self.tenants, name), &format!("tenantd:{key}")).await?;
         let file = self.folder.join(file_name(name, Timestamp::now()));
         let part = Part::create(&file)?;
         let mut command = libpq.command(&self.programs.dump);
         command.args(["--format=custom", "--no-password", "--file"]).arg(part.path());
-        if isolation == Isolation::Schema {
+        if self.tenants.isolation == Isolation::Schema {
             // A pattern: in quotes it is the name alone.
             command.arg(format!("--schema=\"{}\"", name.replace('"', "\"\"")));
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::program::{Programs, fed, ran};
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
+use crate::isolation::database_of;
 use crate::pg::Server;
 
 /// Reads the backup `file` into the database `name`, which is empty and open to us: everything in it belongs to the tenants' owner.
@@ -18,7 +19,7 @@ pub async fn restore(server: &Server, config: &Config, file: &Path, name: &str, 
     must_be_there(file).await?;
     let programs = Programs::of(&config.backup);
     let schema = config.tenant.isolation == Isolation::Schema;
-    let database = if schema { &*server.connection().database } else { name };
+    let database = database_of(server, &config.tenant, name);
     let libpq = server.libpq(database, &format!("tenantd:{key}")).await?;
     let mut list = libpq.command(&programs.restore);
     let listed = ran(list.arg("--list").arg(file), "pg_restore").await;
@@ -54,7 +55,7 @@ async fn must_be_there(file: &Path) -> Result<()> {
 /// [`Kind::Usage`] when it is of another, or no backup.
 pub async fn must_be_of(server: &Server, config: &Config, file: &Path, name: &str) -> Result<()> {
     must_be_there(file).await?;
-    let libpq = server.libpq(&server.connection().database, "tenantd:restore").await?;
+    let libpq = server.libpq(database_of(server, &config.tenant, name), "tenantd:restore").await?;
     let mut list = libpq.command(&Programs::of(&config.backup).restore);
     let listed = ran(list.arg("--list").arg(file), "pg_restore").await.map_err(|error| {
         let error = error.with_kind(Kind::Usage).context(format!("read {}", file.display()));

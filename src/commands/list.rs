@@ -89,6 +89,9 @@ impl List {
 pub async fn run(given: &Given, list: &List, out: &mut impl Write) -> Result<ExitStatus> {
     let registry = given.registry().await?;
     let filter = list.filters.filter(&given.set.id());
+    if list.sized() {
+        registry.see_all(true).await?;
+    }
     let mut shown = Shown::new(given.json, list.sized());
     let mut pages = Pages::new(&registry, &filter, list);
     output::text(out, shown.begin())?;

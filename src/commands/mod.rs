@@ -199,11 +199,5 @@ pub fn migration_set(config: &Config) -> Result<MigrationSet> {
 /// This process, as it shows itself to the main database.
 #[must_use]
 pub fn worker(config: &Config, role: &str) -> Worker {
-    Worker::new(
-        role,
-        &crate::config::user_name(),
-        &crate::config::host_name(),
-        config.bounds().pool,
-        config.tenant.isolation,
-    )
+    Worker::new(role, &crate::config::user_name(), &crate::config::host_name(), config.bounds().pool, &config.tenant)
 }

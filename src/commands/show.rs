@@ -87,7 +87,7 @@ async fn look(registry: &Registry, tenant: &Tenant) -> Result<Option<(Database, 
     let Some(name) = &tenant.name else { return Ok(None) };
     let marker = Marker::of(registry.id, &tenant.key).to_string();
     let Some(seen) = registry.look(name, &marker).await? else { return Ok(None) };
-    let used = registry.measure(seen.oid).await?;
+    let used = registry.measure(name, seen.oid).await?;
     Ok(Some((seen, used)))
 }
 

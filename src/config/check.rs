@@ -79,8 +79,9 @@ pub(super) fn check(
     let log = Log { format: check.word("log.format", &raw.log.format, &FORMATS), level: check.level(&raw.log.level) };
     let main_schema = check.main_schema(&raw.main);
     let main = check.main(&raw.main, variables);
-    let names = check.names(&raw.tenant, main.as_ref().map_or("", |(main, _)| main.database()));
-    let tenant = check.tenant(&raw.tenant, names);
+    let main_database = main.as_ref().map_or("", |(main, _)| main.database());
+    let names = check.names(&raw.tenant, main_database);
+    let tenant = check.tenant(&raw.tenant, names, main_database);
     let spares = check.spares(&raw.spares, signup.handover, tenant.isolation);
     match main {
         Some((main, used)) if check.problems.is_empty() => Ok((
@@ -202,7 +203,7 @@ impl Check<'_> {
         Names::new(rule, prefix, main_database)
     }
 
-    fn tenant(&mut self, raw: &raw::Tenant, names: Names) -> Tenant {
+    fn tenant(&mut self, raw: &raw::Tenant, names: Names, main_database: &str) -> Tenant {
         self.path("tenant.migrations", raw.migrations.as_ref());
         self.at_least_one("tenant.max", raw.max);
         let isolation = self.word("tenant.isolation", &raw.isolation, &ISOLATIONS);
@@ -217,6 +218,7 @@ impl Check<'_> {
         }
         Tenant {
             isolation,
+            database: self.tenants_in(raw, isolation).filter(|database| database != main_database),
             shared_schemas: self.shared_schemas(raw, isolation),
             names,
             migrations: raw.migrations.clone(),
@@ -229,6 +231,18 @@ impl Check<'_> {
             max: raw.max,
             max_per_hour: raw.max_per_hour,
         }
+    }
+
+    fn tenants_in(&mut self, raw: &raw::Tenant, isolation: Isolation) -> Option<String> {
+        let database = raw.database.as_ref()?;
+        let key = "tenant.database";
+        if isolation == Isolation::Database {
+            self.refuse(
+                key,
+                "tenants that have a database each are in none together; it goes with tenant.isolation = \"schema\"",
+            );
+        }
+        Some(self.name(key, database))
     }
 
     fn shared_schemas(&mut self, raw: &raw::Tenant, isolation: Isolation) -> Vec<String> {

@@ -111,6 +111,8 @@ pub enum Handover {
 pub struct Tenant {
     /// How tenants are kept apart.
     pub isolation: Isolation,
+    /// The database that the tenants' schemas are in; `None`: the main one.
+    pub database: Option<String>,
     /// The schemas that every tenant sees behind its own, where each has a schema.
     pub shared_schemas: Vec<String>,
     /// How new tenants are named.

@@ -111,6 +111,7 @@ impl Default for Signup {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tenant {
     pub(super) isolation: String,
+    pub(super) database: Option<String>,
     pub(super) shared_schemas: Vec<String>,
     pub(super) naming: String,
     pub(super) prefix: Option<String>,
@@ -133,6 +134,7 @@ impl Default for Tenant {
     fn default() -> Self {
         Tenant {
             isolation: "database".into(),
+            database: None,
             shared_schemas: Vec::new(),
             naming: "uuid".into(),
             prefix: None,

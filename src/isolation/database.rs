@@ -200,7 +200,7 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let mut database = match fresh_look(&mut self.looked, claim, desired) {
+        let mut database = match fresh_look(&mut self.looked, self.registry, claim, desired) {
             Some(Seen(database)) => database,
             None => self.registry.look(desired.name, desired.marker).await?,
         };

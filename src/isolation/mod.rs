@@ -51,10 +51,10 @@ pub fn schema_of<'a>(settings: &config::Tenant, name: &'a str) -> &'a str {
 
 /// The database that a tenant of this name is in.
 #[must_use]
-pub fn database_of<'a>(server: &'a Server, settings: &config::Tenant, name: &'a str) -> &'a str {
+pub fn database_of<'a>(server: &'a Server, settings: &'a config::Tenant, name: &'a str) -> &'a str {
     match settings.isolation {
         Kept::Database => name,
-        Kept::Schema => &server.connection().database,
+        Kept::Schema => settings.database.as_deref().unwrap_or(&server.connection().database),
     }
 }
 
@@ -63,10 +63,12 @@ pub fn database_of<'a>(server: &'a Server, settings: &config::Tenant, name: &'a 
 /// # Errors
 /// As for [`admin::drop_database`] and [`schemas::drop_schema`].
 pub async fn drop_for_good(registry: &Registry, name: &str) -> Result<()> {
-    let session = registry.session().await?;
     match registry.isolation {
-        Kept::Database => admin::drop_database(&session, name).await,
-        Kept::Schema => schemas::drop_schema(&session, name).await,
+        Kept::Database => admin::drop_database(&*registry.session().await?, name).await,
+        Kept::Schema => {
+            registry.finish_moves().await?;
+            schemas::drop_schema(&*registry.session_of_tenants().await?, name).await
+        }
     }
 }
 
@@ -121,8 +123,8 @@ pub(crate) fn roles_that_enter(settings: &config::Tenant) -> impl Iterator<Item 
 }
 
 /// What the claim saw of the tenant from outside, the first time, while that is fresh.
-fn fresh_look(looked: &mut bool, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
-    let first = !std::mem::replace(looked, true);
+fn fresh_look(looked: &mut bool, registry: &Registry, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
+    let first = !std::mem::replace(looked, true) && registry.sees_tenants();
     let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
     let named = claim.name.as_deref() == Some(desired.name);
     claim.seen.clone().filter(|_| first && fresh && named)

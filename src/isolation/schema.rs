@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::{Isolation, executor, fresh_look, roles_that_enter};
+use super::{Isolation, database_of, executor, fresh_look, roles_that_enter};
 use crate::config;
 use crate::error::Result;
 use crate::fail_points::{Point, reach};
@@ -71,10 +71,10 @@ impl<'a> SchemaIsolation<'a> {
         let (server, settings) = (self.server, self.settings);
         let executor = self.executor(claim, desired);
         let create = create(desired.name, desired.owner, desired.marker, settings);
+        let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
-        let database = server.connection().database.clone();
         let name = format!("tenantd:{}", claim.key);
-        executor.found(session, &create, || server.connect_again(&database, &name)).await?;
+        executor.found(session, &create, || server.connect_again(database, &name)).await?;
         reach(Point::Made).await;
         Ok(())
     }
@@ -92,9 +92,9 @@ impl<'a> SchemaIsolation<'a> {
         let (server, name) = (self.server, format!("tenantd:{}", claim.key));
         let executor = self.executor(claim, desired);
         let seen = self.history.take();
-        let database = server.connection().database.clone();
+        let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
-        let connect_again = || server.connect_again(&database, &name);
+        let connect_again = || server.connect_again(database, &name);
         match seen {
             Some(rows) => executor.go_on(session, Some(rows), connect_again).await?,
             None => executor.apply(session, connect_again).await?,
@@ -107,9 +107,9 @@ impl<'a> SchemaIsolation<'a> {
         let (server, name) = (self.server, format!("tenantd:{}", claim.key));
         let executor = self.executor(claim, desired);
         self.history = None;
-        let database = server.connection().database.clone();
+        let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
-        executor.roll_back(session, to, || server.connect_again(&database, &name)).await?;
+        executor.roll_back(session, to, || server.connect_again(database, &name)).await?;
         reach(Point::RolledBack).await;
         Ok(())
     }
@@ -118,7 +118,7 @@ impl<'a> SchemaIsolation<'a> {
 impl Isolation for SchemaIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
         desired.name.clone_into(&mut self.name);
-        let mut database = match fresh_look(&mut self.looked, claim, desired) {
+        let mut database = match fresh_look(&mut self.looked, self.registry, claim, desired) {
             Some(Seen(schema)) => schema,
             None => self.registry.look(desired.name, desired.marker).await?,
         };

@@ -63,7 +63,12 @@ pub(super) async fn fill(
     let owner = config.tenant.owner.as_deref().unwrap_or_else(|| config.main.user());
     let filled = async {
         let make = create(name, owner, &marker, &config.tenant);
-        registry.session().await?.batch_execute(&make).await.doing(|| format!("make the schema {name:?}"))?;
+        registry
+            .session_of_tenants()
+            .await?
+            .batch_execute(&make)
+            .await
+            .doing(|| format!("make the schema {name:?}"))?;
         reach(Point::FillBegun).await;
         backup::restore(server, config, file, name, &claim.key).await?;
         reach(Point::Filled).await;

@@ -1,4 +1,4 @@
-//! Sessions on the main database, kept for the next who needs one.
+//! Sessions kept for the next who needs one, on the main database as a rule.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -30,6 +30,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Leaves no transaction open. BEGIN comes first since a lone ROLLBACK outside a transaction writes a warning into the server's
 /// log; a transaction that had failed refuses the BEGIN, and the session is thrown away. Then: whether the server still takes writes.
 const CLEAN: &str = "begin; rollback; show transaction_read_only";
+
+/// Whether the server still takes writes.
+const READ_ONLY: &str = "show transaction_read_only";
 
 /// A bounded number of sessions on the main database. Clones share them.
 ///
@@ -75,16 +78,27 @@ impl Pool {
     /// A pool of at most `size` sessions, at least one. None is opened before it is needed.
     #[must_use]
     pub fn new(server: Server, size: usize, application_name: impl Into<String>) -> Pool {
-        Self::made(Maker { server, application_name: application_name.into(), tenants: None }, size)
+        let maker = Maker { server, application_name: application_name.into(), database: None, wiped: false };
+        Self::made(maker, size)
+    }
+
+    /// A pool as by [`Pool::new`] on another database of the server.
+    #[must_use]
+    pub fn elsewhere(
+        server: Server,
+        size: usize,
+        application_name: impl Into<String>,
+        database: impl Into<String>,
+    ) -> Pool {
+        let (application_name, database) = (application_name.into(), Some(database.into()));
+        Self::made(Maker { server, application_name, database, wiped: false }, size)
     }
 
     /// A pool for the work in tenants that share the database `database`: nothing that one left in a session reaches the next.
     #[must_use]
     pub fn of_tenants(server: Server, size: usize, database: impl Into<String>) -> Pool {
-        Self::made(
-            Maker { server, application_name: "tenantd:tenants".to_owned(), tenants: Some(database.into()) },
-            size,
-        )
+        let application_name = "tenantd:tenants".to_owned();
+        Self::made(Maker { server, application_name, database: Some(database.into()), wiped: true }, size)
     }
 
     fn made(maker: Maker, size: usize) -> Pool {
@@ -254,8 +268,10 @@ impl fmt::Debug for Pool {
 struct Maker {
     server: Server,
     application_name: String,
-    /// The database that tenants share, in which whoever has a session may leave what he likes; `None`: the main database, and our own statements.
-    tenants: Option<String>,
+    /// `None`: the main database.
+    database: Option<String>,
+    /// Whether whoever has a session may leave in it what he likes: the next finds nothing of that.
+    wiped: bool,
 }
 
 impl managed::Manager for Maker {
@@ -263,8 +279,8 @@ impl managed::Manager for Maker {
     type Error = Error;
 
     async fn create(&self) -> Result<Kept> {
-        let session = self.server.connect(self.tenants.as_deref(), &self.application_name).await?;
-        if self.tenants.is_some() {
+        let session = self.server.connect(self.database.as_deref(), &self.application_name).await?;
+        if self.wiped {
             return Ok(Kept { session, in_order: AtomicBool::new(true) });
         }
         let limit = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
@@ -279,15 +295,18 @@ impl managed::Manager for Maker {
         if kept.session.is_closed() {
             return Err(RecycleError::message("the connection has ended"));
         }
-        if self.tenants.is_none() && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
+        if !self.wiped && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
             return Ok(());
         }
-        if self.tenants.is_some() {
-            // Refuses in a transaction that was left open.
-            kept.session.batch_execute("discard all").await.doing(|| "clean a session of the tenants".to_owned())?;
-            return Ok(());
-        }
-        let said = kept.session.simple_query(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        let said = if self.wiped {
+            // Refuses in a transaction that was left open, and in one with any other statement.
+            let (wiped, said) =
+                tokio::join!(kept.session.batch_execute("discard all"), kept.session.simple_query(READ_ONLY));
+            wiped.and(said)
+        } else {
+            kept.session.simple_query(CLEAN).await
+        };
+        let said = said.doing(|| "clean a pooled session".to_owned())?;
         let read_only =
             |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on"));
         if self.server.connection().writable && said.iter().any(read_only) {

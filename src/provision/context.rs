@@ -12,6 +12,7 @@ use crate::migrations::MigrationSet;
 use crate::pg::{Pool, Server};
 use crate::registry::Registry;
 use crate::registry::claim::Claim;
+use crate::registry::elsewhere::SESSIONS;
 use crate::registry::rollouts::Rollout;
 use crate::registry::sets::Relations;
 use crate::registry::sweep::Room;
@@ -74,7 +75,9 @@ impl Gate {
 
 /// All but one of those to tenants that there may be: a migration without a transaction takes a second one. None is opened before it is needed.
 fn tenants(server: &Server, config: &Config) -> Pool {
-    Pool::of_tenants(server.clone(), config.bounds().tenants - 1, &*config.main.database)
+    let elsewhere = config.tenant.database.as_ref();
+    let size = config.bounds().tenants - 1 - if elsewhere.is_some() { SESSIONS } else { 0 };
+    Pool::of_tenants(server.clone(), size, elsewhere.unwrap_or(&config.main.database).as_str())
 }
 
 impl Context {

@@ -36,7 +36,7 @@ impl Scratch {
         let scratch = Scratch { name: spare_name() };
         registry.announce_scratch(&scratch.name, LASTS).await?;
         let made = if registry.isolation == Isolation::Schema {
-            let session = registry.session().await?;
+            let session = registry.session_of_tenants().await?;
             let made = session.batch_execute(&scratch.schema(config)).await;
             made.doing(|| format!("make the scratch schema {:?}", scratch.name))
         } else {

@@ -70,6 +70,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn databases_named(&self, names: &[String]) -> Result<Vec<Found>> {
+        self.see(&names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         let parameters: super::Parameters<'_> = &[(&names, Type::TEXT_ARRAY), (&RANDOM_PREFIX, Type::TEXT)];
         let rows = self.query(FOUND, parameters, || "look at databases".to_owned()).await?;
         let read = |row| {
@@ -131,14 +132,15 @@ impl Registry {
     /// # Errors
     /// [`Kind::Conflict`] when it is not. The server's.
     pub async fn own_database(&self, database: &Found, key: &str, owner: &str) -> Result<()> {
-        let kind = self.isolation;
-        let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| format!("begin to own a {kind}"))?;
-        as_shown(&transaction, kind, database, key).await?;
         let (name, owner) = (quote::identifier(&database.name), quote::identifier(owner));
-        let give = format!("alter {kind} {name} owner to {owner}");
-        transaction.batch_execute(&give).await.doing(|| format!("give the {kind} {name} to {owner}"))?;
-        transaction.commit().await.doing(|| format!("give the {kind} {name} to {owner}"))
+        let what = format!("give the {} {name} to {owner}", self.isolation);
+        self.see(&[&database.name]).await?;
+        let mut session = self.session().await?;
+        let transaction = session.transaction().await.doing(|| what.clone())?;
+        as_shown(&transaction, self.isolation, database, key).await?;
+        let give = format!("alter {} {name} owner to {owner}", self.isolation);
+        self.carry_out(&transaction, &give, &what).await?;
+        transaction.commit().await.doing(|| what)
     }
 
     /// Makes the database the tenant's: marked, recorded ready, due for a look. `claim`: the tenant's, where there is one by that key.
@@ -150,11 +152,11 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the database has changed since, or the key signed up meanwhile: nothing was changed.
     pub async fn adopt(&self, claim: Option<&Claim>, adoption: Adoption<'_>) -> Result<()> {
         let Adoption { key, database, version, migration_set, detail } = adoption;
-        let kind = self.isolation;
-        let doing = || format!("adopt the {kind} {:?}", database.name);
+        let doing = || format!("adopt the {} {:?}", self.isolation, database.name);
+        self.see(&[&database.name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(doing)?;
-        as_shown(&transaction, kind, database, key).await?;
+        as_shown(&transaction, self.isolation, database, key).await?;
         let attempt = claim.map(|claim| claim.attempt);
         let sql = match claim {
             Some(_) => format!(
@@ -181,8 +183,8 @@ impl Registry {
             None => return Err(changed(format!("tenant {key} came into the registry meanwhile"))),
         }
         let marker = quote::literal(&Marker::of(self.id, key).to_string());
-        let mark = format!("comment on {kind} {} is {marker}", quote::identifier(&database.name));
-        transaction.batch_execute(&mark).await.doing(doing)?;
+        let mark = format!("comment on {} {} is {marker}", self.isolation, quote::identifier(&database.name));
+        self.carry_out(&transaction, &mark, &doing()).await?;
         let event = "insert into tenantd.event (key, what, who, detail) values ($1, $2, $3, $4)";
         let parameters: super::Parameters<'_> =
             &[(&key, Type::TEXT), (&What::Adopted.word(), Type::TEXT), (&self.who, Type::TEXT), (&detail, Type::TEXT)];
@@ -200,6 +202,9 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when a database of its name is there after all.
     pub async fn begin_anew(&self, claim: &Claim) -> Result<()> {
         let detail = format!("its {} is lost; it gets an empty one", self.isolation);
+        if let Some(name) = &claim.name {
+            self.see(&[name]).await?;
+        }
         let sql = "with anew as (
                 update tenantd.tenant t set state = 'requested', work = 'due', due_at = now(), failures = 0, leased_until = null,
                     leased_by = null, database_oid = null, version = null, migration_set = null, migrated_from = null, access = null,

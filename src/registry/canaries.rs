@@ -82,6 +82,7 @@ impl Registry {
              select sample.key, coalesce(tenantd.bytes(d.oid), 0) as bytes
              from sample left join tenantd.place d on d.name = sample.name order by 2, 1"
         );
+        self.see_all(true).await?;
         let most = i64::try_from(SAMPLE.saturating_mul(number)).unwrap_or(i64::MAX);
         let parameters: super::Parameters<'_> = &[(&behind, Type::TEXT_ARRAY), (&id, Type::TEXT), (&most, Type::INT8)];
         let rows = self.query(&sized, parameters, || "choose canaries".to_owned()).await?;

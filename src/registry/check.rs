@@ -61,10 +61,9 @@ select t.key, t.name, t.state::text, t.work::text, t.access, t.database_oid as r
        d.oid, pg_get_userbyid(d.owner)::text as owner, d.valid, d.open, d.public, d.marker,
        array(select rolname::text from pg_roles
              where d.oid is not null and rolname = any ($9::text[])
-             and not case r.isolation when 'database' then has_database_privilege(pg_roles.oid, d.oid, 'connect')
-                                      else has_schema_privilege(pg_roles.oid, d.oid, 'usage') end
+             and not tenantd.may_enter(pg_roles.oid, d.oid)
              order by 1) as shut_out
-from tenantd.registry r, tenantd.tenant t left join tenantd.place d on d.name = t.name";
+from tenantd.tenant t left join tenantd.place d on d.name = t.name";
 
 /// What tenantd makes under random names is told by its rows, but for a template, which bears a marker.
 const ORPHANS: &str = "

@@ -35,6 +35,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached.
     pub async fn look(&self, name: &str, marker: &str) -> Result<Option<Database>> {
+        self.see(&[name]).await?;
         let rows = self
             .query(
                 "select d.oid, pg_get_userbyid(d.owner)::text as owner, d.valid, d.open, d.public, coalesce(d.marker = $2, false) as ours
@@ -58,11 +59,12 @@ impl Registry {
         rows.first().map(read).transpose()
     }
 
-    /// Measures the database, or schema, of the given oid.
+    /// Measures the database, or schema, `name` of the given oid.
     ///
     /// # Errors
     /// The main database cannot be reached.
-    pub async fn measure(&self, oid: u32) -> Result<Use> {
+    pub async fn measure(&self, name: &str, oid: u32) -> Result<Use> {
+        self.see_sized(&[name]).await?;
         let rows = self
             .query(
                 "select tenantd.bytes($1) as bytes,
@@ -84,6 +86,7 @@ impl Registry {
     /// [`Kind::Missing`] when there is none; [`Kind::Conflict`] when it does not bear the tenant's marker. The main database cannot be reached.
     pub async fn database_size(&self, key: &str, name: &str) -> Result<i64> {
         let marker = Marker::of(self.id, key).to_string();
+        self.see_sized(&[name]).await?;
         let rows = self
             .query(
                 "select coalesce(tenantd.bytes(oid), 0) as bytes, coalesce(marker = $2, false) as ours from tenantd.place where name = $1",

@@ -129,6 +129,7 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours; [`Kind::InUse`]. Then nothing was changed.
     pub async fn drop_softly(&self, claim: &Claim, name: &str, aside: Aside<'_>) -> Result<String> {
+        self.see(&[name]).await?;
         let mut session = self.session().await?;
         let transaction = self.begin(&mut session, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
@@ -150,6 +151,7 @@ impl Registry {
             .doing(|| format!("record that tenant {} is dropped", claim.key))?;
         fenced(dropped, claim)?;
         transaction.commit().await.doing(|| format!("drop tenant {}", claim.key))?;
+        self.finish_moves().await?;
         reach(Point::Dropped).await;
         Ok(random)
     }
@@ -242,6 +244,8 @@ impl Registry {
     /// has the name; [`Kind::InUse`]. Then nothing was changed.
     pub async fn take_dropped_back(&self, claim: &Claim, dropped: &Dropped, aside: Option<Aside<'_>>) -> Result<()> {
         let (random, name) = (&dropped.name, &dropped.name_before);
+        let current = claim.name.as_deref().unwrap_or(name);
+        self.see(&[random, name, current]).await?;
         let mut session = self.session().await?;
         let transaction = self.begin(&mut session, claim, random).await?;
         let there = transaction
@@ -256,12 +260,11 @@ impl Registry {
         }
         self.must_be_ours(&transaction, claim, random).await?;
         if let Some(aside) = aside {
-            self.must_be_ours(&transaction, claim, claim.name.as_deref().unwrap_or(name)).await?;
+            self.must_be_ours(&transaction, claim, current).await?;
             self.set_this_aside(&transaction, claim, aside).await?;
         }
-        let isolation = self.isolation;
-        let rename = format!("alter {isolation} {} rename to {};", quote::identifier(random), quote::identifier(name));
-        let open = if isolation == Isolation::Database { admin::open(name, true) } else { String::new() };
+        let rename = format!("select tenantd.move({}, {});", quote::literal(random), quote::literal(name));
+        let open = if self.isolation == Isolation::Database { admin::open(name, true) } else { String::new() };
         transaction
             .batch_execute(&(rename + &open))
             .await
@@ -282,6 +285,7 @@ impl Registry {
             .doing(|| format!("record that tenant {} is back", claim.key))?;
         fenced(back, claim)?;
         transaction.commit().await.doing(|| format!("take tenant {} back", claim.key))?;
+        self.finish_moves().await?;
         reach(Point::Restored).await;
         Ok(())
     }
@@ -293,6 +297,7 @@ impl Registry {
     /// [`Kind::Conflict`] when the database bears another marker than the tenant's: it is not to be touched. The main database cannot be reached.
     pub async fn condemn(&self, dropped: &Dropped, now: bool) -> Result<bool> {
         let marker = Marker::of(self.id, &dropped.key).to_string();
+        self.see(&[&dropped.name]).await?;
         let rows = self
             .query(
                 "with condemned as (

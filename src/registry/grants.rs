@@ -7,7 +7,6 @@ use super::field;
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Doing, quote};
-use crate::tenant::RANDOM_PREFIX;
 
 /// Lets the application's roles read the view and wait.
 ///
@@ -73,70 +72,6 @@ pub(super) async fn check_roles(client: &Client, config: &Config, notes: &mut Ve
     }
 }
 
-/// Makes sure that the tenants' owner owns nothing but tenants, where these have schemas in the main database: its migrations could reach that. A role
-/// that it is a member of counts as itself. Whatever is named as a tenant is taken for one, restored or left over: a sweep tells of it, and it must
-/// not stop the others.
-///
-/// # Errors
-/// [`Kind::Usage`], naming what it owns.
-pub(super) async fn owner_has_tenants_only(client: &Client, config: &Config) -> Result<()> {
-    let (Isolation::Schema, Some(owner)) = (config.tenant.isolation, &config.tenant.owner) else { return Ok(()) };
-    let row = client
-        .query_typed_one(
-            "with tenants as (
-                 select n.oid from pg_namespace n left join pg_description m on m.objoid = n.oid and m.classoid = 'pg_namespace'::regclass and m.objsubid = 0
-                 where starts_with(m.description, 'tenantd ' || (select id from tenantd.registry) || ' ')
-                 or n.nspname in (select name from tenantd.tenant) or starts_with(n.nspname, $2) or $3 <> '' and starts_with(n.nspname, $3)
-                 or n.nspname ~ '^pg_(toast|temp)'
-             ), own as (
-                 select format('%I.%I', n.nspname, c.relname) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where pg_has_role($1, c.relowner, 'usage') and c.relnamespace not in (select oid from tenants) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
-                 union all
-                 select format('the schema %I', n.nspname) from pg_namespace n
-                 where pg_has_role($1, n.nspowner, 'usage') and n.oid not in (select oid from tenants)
-             )
-             select array(select name from own order by 1 limit 5) as named, (select count(*) from own) as number",
-            &[(owner, Type::TEXT), (&RANDOM_PREFIX, Type::TEXT), (&config.tenant.names.prefix(), Type::TEXT)],
-        )
-        .await
-        .doing(|| format!("look what role {owner:?} owns"))?;
-    let (named, number): (Vec<String>, i64) = (field(&row, "named")?, field(&row, "number")?);
-    if number == 0 {
-        return Ok(());
-    }
-    let more = if number > 5 { " and more" } else { "" };
-    Err(Error::usage(format!("role {owner:?}, which is to own the tenants' schemas, has more than these: {}{more}", named.join(", "))).hint(
-        "a careless migration could change or drop that: give it to another role (alter … owner to), or name a role that owns nothing in tenant.owner",
-    ))
-}
-
-/// Makes the extensions that tenants share, in the first of the shared schemas.
-///
-/// # Errors
-/// [`Kind::Rights`], with the statement for whoever may.
-pub(super) async fn make_extensions(client: &Client, config: &Config, changes: &mut Vec<String>) -> Result<()> {
-    let (Isolation::Schema, Some(schema)) = (config.tenant.isolation, config.tenant.shared_schemas.first()) else {
-        return Ok(());
-    };
-    for name in &config.tenant.extensions {
-        let there = client
-            .query_typed_opt("select from pg_extension where extname = $1", &[(name, Type::TEXT)])
-            .await
-            .doing(|| format!("look for the extension {name:?}"))?;
-        if there.is_some() {
-            continue;
-        }
-        let create =
-            format!("create extension if not exists {} schema {}", quote::identifier(name), quote::identifier(schema));
-        client.batch_execute(&create).await.doing(|| create.clone()).map_err(|error| match error.kind() {
-            Kind::Rights => error.hint(format!("as a superuser, in the main database: {create}")),
-            _ => error.hint("is it on the server? select name from pg_available_extensions"),
-        })?;
-        changes.push(format!("made the extension {name} in the schema {schema}"));
-    }
-    Ok(())
-}
-
 /// What the roles lack, each as the error that it would come to.
 ///
 /// # Errors
@@ -148,15 +83,21 @@ pub async fn lacking(client: &Client, config: &Config, notes: &mut Vec<String>) 
     let row = client
         .query_typed_one(
             "select array(select r from unnest($1::text[]) r where not exists (select from pg_roles where rolname = r)) as missing,
-                    case when $3 then has_database_privilege(current_database(), 'create')
-                         else (select rolcreatedb or rolsuper from pg_roles where rolname = current_user) end as may_create,
-                    current_database()::text as here,
+                    coalesce(case when $3 then (select has_database_privilege(oid, 'create') from pg_database where datname = coalesce($4, current_database())) end,
+                             (select rolcreatedb or rolsuper from pg_roles where rolname = current_user)) as may_create,
+                    coalesce($4, current_database()::text) as here,
+                    $3 and exists (select from pg_database where datname = coalesce($4, current_database())) as there,
                     coalesce((select pg_has_role(current_user, oid, 'usage') and case
                         when current_setting('server_version_num')::int >= 160000 then pg_has_role(current_user, oid, 'set') else true end
                         from pg_roles where rolname = $2), true) as may_own,
                     coalesce((select rolcanlogin from pg_roles where rolname = $2), false) as owner_logs_in,
                     current_user::text as me",
-            &[(&named, Type::TEXT_ARRAY), (&tenant.owner, Type::TEXT), (&schemas, Type::BOOL)],
+            &[
+                (&named, Type::TEXT_ARRAY),
+                (&tenant.owner, Type::TEXT),
+                (&schemas, Type::BOOL),
+                (&tenant.database, Type::TEXT),
+            ],
         )
         .await
         .doing(|| "look at the roles named in the settings".to_owned())?;
@@ -168,7 +109,7 @@ pub async fn lacking(client: &Client, config: &Config, notes: &mut Vec<String>) 
             .hint("tenant.owner, tenant.use and tenant.connect name roles of the server: create them, or correct the settings"));
     }
     if !field::<bool>(&row, "may_create")? {
-        lacking.push(if schemas {
+        lacking.push(if field(&row, "there")? {
             let here = quote::identifier(&field::<String>(&row, "here")?);
             Error::new(Kind::Rights, format!("role {me} may not create schemas in database {here}"))
                 .hint(format!("as an administrator: grant create on database {here} to {me}"))

@@ -120,6 +120,7 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours; [`Kind::InUse`].
     pub async fn set_aside(&self, claim: &Claim, name: &str, aside: &str) -> Result<()> {
+        self.see(&[name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| format!("begin to set a {} aside", self.isolation))?;
         self.fence(&transaction, claim, name).await?;
@@ -128,19 +129,18 @@ impl Registry {
             .batch_execute(&format!(
                 "set local statement_timeout = {timeout};
                  insert into tenantd.spare (name, key, attempt) values ({aside_text}, {key}, {attempt});
-                 alter {isolation} {name} rename to {aside};
+                 select tenantd.move({name}, {aside_text});
                  update tenantd.tenant set database_oid = null where key = {key} and attempt = {attempt} and state = 'requested';",
                 timeout = RENAME_TIMEOUT.as_millis(),
-                isolation = self.isolation,
                 aside_text = quote::literal(aside),
                 key = quote::literal(&claim.key),
                 attempt = claim.attempt,
-                name = quote::identifier(name),
-                aside = quote::identifier(aside),
+                name = quote::literal(name),
             ))
             .await
             .doing(|| format!("rename the {} {name:?} to {aside:?}", self.isolation))?;
         transaction.commit().await.doing(|| format!("set the {} {name:?} aside", self.isolation))?;
+        self.finish_moves().await?;
         reach(Point::SetAside).await;
         Ok(())
     }
@@ -150,12 +150,14 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn mend_database(&self, claim: &Claim, name: &str, statements: &str) -> Result<()> {
+        self.see(&[name]).await?;
+        let what = format!("mend the {} {name:?}", self.isolation);
         let mut session = self.session().await?;
-        let transaction = session.transaction().await.doing(|| format!("begin to mend a {}", self.isolation))?;
+        let transaction = session.transaction().await.doing(|| what.clone())?;
         self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
-        transaction.batch_execute(statements).await.doing(|| format!("mend the {} {name:?}", self.isolation))?;
-        transaction.commit().await.doing(|| format!("mend the {} {name:?}", self.isolation))?;
+        self.carry_out(&transaction, statements, &what).await?;
+        transaction.commit().await.doing(|| what)?;
         reach(Point::Mended).await;
         Ok(())
     }
@@ -165,6 +167,7 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn take_back(&self, claim: &Claim, name: &str) -> Result<()> {
+        self.see(&[name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| format!("begin to take a {} back", self.isolation))?;
         let oid = self.fence(&transaction, claim, name).await?;
@@ -187,16 +190,24 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the marker is not ours.
     pub async fn hand_over_made(&self, claim: &Claim, name: &str, enter: &str) -> Result<()> {
+        self.see(&[name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| "begin a hand-over".to_owned())?;
         let oid = self.fence(&transaction, claim, name).await?;
         self.must_be_ours(&transaction, claim, name).await?;
-        let record = format!(
-            "{enter} update tenantd.tenant set database_oid = {oid} where key = {} and attempt = {}; commit",
+        let what = format!("hand the schema {name:?} over");
+        let mut record = format!(
+            "update tenantd.tenant set database_oid = {oid} where key = {} and attempt = {}; commit",
             quote::literal(&claim.key),
             claim.attempt
         );
-        transaction.batch_execute(&record).await.doing(|| format!("hand the schema {name:?} over"))?;
+        if self.sees_tenants() {
+            // In one round trip.
+            record.insert_str(0, enter);
+        } else {
+            self.carry_out(&transaction, enter, &what).await?;
+        }
+        transaction.batch_execute(&record).await.doing(|| what)?;
         reach(Point::HandedOver).await;
         Ok(())
     }

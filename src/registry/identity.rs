@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::claim::damaged;
 use super::signup::Table;
 use super::{field, triggers};
-use crate::config::Isolation;
+use crate::config::{self, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Doing;
 
@@ -25,7 +25,7 @@ pub enum Moved {
 }
 
 /// A registry's row about itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// Half of every ownership marker.
     pub id: Uuid,
@@ -37,6 +37,8 @@ pub struct Identity {
     pub users_held: bool,
     /// What tenants have of their own here.
     pub isolation: Isolation,
+    /// The database that their schemas are in; `None`: the main one.
+    pub tenants_in: Option<String>,
 }
 
 /// Reads the registry's row about itself; `None` when there is none yet.
@@ -46,7 +48,7 @@ pub struct Identity {
 pub async fn read(client: &Client) -> Result<Option<Identity>> {
     let row = client
         .query_typed_opt(
-            "select r.id, r.needs_version, r.users_held_at is not null as users_held, r.isolation,
+            "select r.id, r.needs_version, r.users_held_at is not null as users_held, r.isolation, r.tenants_in,
                     r.system_identifier = c.system_identifier and r.database_oid = d.oid as at_home
              from tenantd.registry r, pg_control_system() c, pg_database d where d.datname = current_database()",
             &[],
@@ -63,6 +65,7 @@ pub async fn read(client: &Client) -> Result<Option<Identity>> {
             isolation: Isolation::from_word(&field::<String>(&row, "isolation")?).ok_or_else(|| {
                 Error::new(Kind::Registry, "the registry holds an isolation that this tenantd does not know")
             })?,
+            tenants_in: field(&row, "tenants_in")?,
         })
     })
     .transpose()
@@ -135,35 +138,45 @@ pub fn check(identity: &Identity, carried: i64) -> Result<()> {
     Ok(())
 }
 
-/// Records what tenants have of their own, which can be chosen until there is something of one.
+/// Records what tenants have of their own, and where, which can be chosen until there is something of one.
 ///
 /// # Errors
-/// [`Kind::Usage`] where there is, of the other kind. The registry cannot be written.
-pub async fn isolate(client: &Client, isolation: Isolation) -> Result<()> {
-    let row = client
-        .query_typed_one(
+/// [`Kind::Usage`] where there is, of the other kind or elsewhere. The registry cannot be written.
+pub async fn isolate(client: &Client, tenants: &config::Tenant) -> Result<()> {
+    let chosen = client
+        .query_typed_opt(
             "with chosen as (
-                 update tenantd.registry set isolation = $1 where isolation <> $1
-                 and not exists (select from tenantd.tenant where database_oid is not null) and not exists (select from tenantd.dropped)
-                 and not exists (select from tenantd.template) and not exists (select from tenantd.spare) returning isolation
-             ) select coalesce((select isolation from chosen), isolation) as isolation from tenantd.registry",
-            &[(&isolation.word(), Type::TEXT)],
+                 update tenantd.registry set isolation = $1, tenants_in = $2
+                 where not exists (select from tenantd.tenant where database_oid is not null) and not exists (select from tenantd.dropped)
+                 and not exists (select from tenantd.template) and not exists (select from tenantd.spare) and (isolation, tenants_in) is distinct from ($1, $2)
+                 returning one
+             ) select isolation, tenants_in from tenantd.registry
+             where (isolation, tenants_in) is distinct from ($1, $2) and not exists (select from chosen)",
+            &[(&tenants.isolation.word(), Type::TEXT), (&tenants.database, Type::TEXT)],
         )
         .await
         .doing(|| "record what tenants have of their own".to_owned())?;
-    matches(field::<String>(&row, "isolation")? == isolation.word(), isolation)
+    match chosen {
+        None => Ok(()),
+        Some(row) => Err(chosen_otherwise(&field::<String>(&row, "isolation")?, field(&row, "tenants_in")?)),
+    }
 }
 
-/// Refuses settings that say otherwise than the registry what tenants have of their own.
+/// Refuses settings that say otherwise than the registry what tenants have of their own, or where.
 ///
 /// # Errors
 /// [`Kind::Usage`].
-pub fn matches(alike: bool, wanted: Isolation) -> Result<()> {
-    if alike {
+pub fn matches(identity: &Identity, isolation: Isolation, tenants_in: Option<&str>) -> Result<()> {
+    if identity.isolation == isolation && identity.tenants_in.as_deref() == tenants_in {
         return Ok(());
     }
-    Err(Error::usage(format!("tenant.isolation = \"{wanted}\", and there are tenants, templates or spares of the other kind"))
-        .hint("how tenants are kept apart is chosen before the first is made; `tenantd setup --remove` forgets them all, and leaves what they hold"))
+    Err(chosen_otherwise(identity.isolation.word(), identity.tenants_in.clone()))
+}
+
+fn chosen_otherwise(isolation: &str, tenants_in: Option<String>) -> Error {
+    let place = tenants_in.map_or_else(String::new, |database| format!(" in the database {database:?}"));
+    Error::usage(format!("tenants have a {isolation} each{place} here; tenant.isolation and tenant.database say otherwise"))
+        .hint("how tenants are kept apart is chosen before the first is made; `tenantd setup --remove` forgets them all, and leaves what they hold")
 }
 
 /// Makes the registry's row, or settles what became of one from another database. The tenants of a copy are forgotten.
@@ -180,7 +193,7 @@ pub async fn settle(client: &Client, moved: Moved) -> Result<()> {
         ),
         Moved::New => format!(
             "lock table tenantd.signup, tenantd.departure, tenantd.tenant in exclusive mode;
-             delete from tenantd.tenant; delete from tenantd.signup; delete from tenantd.departure; delete from tenantd.spare; delete from tenantd.template; delete from tenantd.dropped;
+             delete from tenantd.tenant; delete from tenantd.signup; delete from tenantd.departure; delete from tenantd.spare; delete from tenantd.template; delete from tenantd.dropped; delete from tenantd.elsewhere;
              delete from tenantd.event; delete from tenantd.rollout;
              delete from tenantd.registry;
              insert into tenantd.registry (system_identifier, database_oid) {HERE}"

@@ -24,6 +24,7 @@ impl Registry {
         aside: Option<Aside<'_>>,
         work: Work,
     ) -> Result<Option<String>> {
+        self.see(&[name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(|| format!("begin work on tenant {}", claim.key))?;
         let mut random = None;
@@ -49,6 +50,7 @@ impl Registry {
             .doing(|| format!("clear the name of tenant {}", claim.key))?;
         fenced(cleared, claim)?;
         transaction.commit().await.doing(|| format!("clear the name of tenant {}", claim.key))?;
+        self.finish_moves().await?;
         reach(Point::SetAside).await;
         Ok(random)
     }

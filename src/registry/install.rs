@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::identity::{self, Identity, Moved, Source};
 use super::signup::{self, Function, Table};
-use super::{Registry, Worker, departure, field, grants, locks, parts, schema, signup_triggers, triggers};
+use super::{Registry, Worker, departure, field, grants, locks, parts, schema, shared, signup_triggers, triggers};
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
@@ -67,9 +67,10 @@ impl Registry {
         grants::check_roles(&session, config, &mut notes).await?;
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
-        identity::isolate(&session, config.tenant.isolation).await?;
-        grants::owner_has_tenants_only(&session, config).await?;
-        grants::make_extensions(&session, config, &mut changes).await?;
+        identity::isolate(&session, &config.tenant).await?;
+        Box::pin(shared::prepare(server, &session, config, &mut changes)).await?;
+        let registry = worker.registry(server, identity.id)?;
+        registry.see_all(false).await?;
         let source = identity::point_at(&session, &table).await?;
         if identity.users_held {
             tell_source(source, &table, &mut notes);
@@ -87,7 +88,7 @@ impl Registry {
         }
         count_held(&session, config, &mut notes).await?;
         close(session, more).await;
-        Ok((worker.registry(server, identity.id)?, Installed { table, notify, changes, notes }))
+        Ok((registry, Installed { table, notify, changes, notes }))
     }
 
     /// Puts back what a running daemon finds missing of function, trigger and grants; a new partition gets its trigger. Changes nothing else.
@@ -139,7 +140,7 @@ impl Registry {
         }
         let identity = identity::read(&session).await?.ok_or_else(none)?;
         identity::check(&identity, embedded::main()?.newest_version())?;
-        identity::matches(identity.isolation == worker.isolation, worker.isolation)?;
+        identity::matches(&identity, worker.isolation, worker.tenants_in.as_deref())?;
         session.close().await;
         worker.registry(server, identity.id)
     }

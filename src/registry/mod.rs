@@ -20,6 +20,7 @@ pub mod departure;
 pub mod doctor;
 pub mod doorbell;
 pub mod dropped;
+pub mod elsewhere;
 pub mod events;
 pub mod fleet;
 pub mod grants;
@@ -37,6 +38,7 @@ pub mod rollback;
 pub mod rollouts;
 pub mod schema;
 pub mod sets;
+mod shared;
 pub mod signup;
 pub mod signup_triggers;
 pub mod spares;
@@ -55,7 +57,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use uuid::Uuid;
 
-use crate::config::Isolation;
+use self::elsewhere::Elsewhere;
+use crate::config::{self, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
 use crate::pg::{Doing, Pool, PooledSession, Server};
@@ -74,6 +77,8 @@ pub struct Registry {
     pub id: Uuid,
     /// What tenants have of their own.
     pub isolation: Isolation,
+    /// Where their schemas are, if not in the main database.
+    elsewhere: Option<Elsewhere>,
     /// Who claims: `host:pid:random` of this process, as it stands in `leased_by` and in the names of its connections.
     pub worker: String,
     /// The user and the machine that this process runs for, as events name them: `alice@host`.
@@ -107,19 +112,32 @@ pub struct Worker {
     pub connections: usize,
     /// What it takes tenants to have of their own.
     pub isolation: Isolation,
+    /// The database that it takes their schemas to be in; `None`: the main one.
+    pub tenants_in: Option<String>,
 }
 
 impl Worker {
     /// This process, as a `role` such as `daemon` or `sweep`, run by `user`.
     #[must_use]
-    pub fn new(role: &str, user: &str, host: &str, connections: usize, isolation: Isolation) -> Self {
+    pub fn new(role: &str, user: &str, host: &str, connections: usize, tenants: &config::Tenant) -> Self {
         // Two containers may have one host name, and both the process id 1.
         let random = &Uuid::new_v4().simple().to_string()[..4];
         let name = format!("{host}:{}:{random}", std::process::id());
         let mut application_name = format!("tenantd:{role} {name}");
         // The server would cut it off with a notice.
         application_name.truncate(application_name.floor_char_boundary(crate::tenant::MAX_IDENTIFIER_BYTES));
-        Worker { name, application_name, who: format!("{user}@{host}"), connections, isolation }
+        Worker {
+            name,
+            application_name,
+            who: format!("{user}@{host}"),
+            connections,
+            isolation: tenants.isolation,
+            tenants_in: tenants.database.clone(),
+        }
+    }
+
+    fn elsewhere(&self, server: &Server) -> Option<Elsewhere> {
+        self.tenants_in.as_ref().map(|database| Elsewhere::new(server, database, &self.application_name))
     }
 
     fn registry(&self, server: &Server, id: Uuid) -> Result<Registry> {
@@ -129,6 +147,7 @@ impl Worker {
             pool,
             id,
             isolation: self.isolation,
+            elsewhere: self.elsewhere(server),
             worker: self.name.clone(),
             who: self.who.clone(),
             knows,
@@ -149,11 +168,17 @@ impl Registry {
     /// Closes every session that nobody uses, since the server takes no writes any more: the next may lead to another host.
     pub fn leave_host(&self) {
         self.pool.drop_idle();
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.pool.drop_idle();
+        }
     }
 
     /// Closes every session that nobody uses, and the others as they come back. For the end of the process.
     pub fn close(&self) {
         self.pool.close();
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.pool.close();
+        }
     }
 
     /// The rows of a short statement.

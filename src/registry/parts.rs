@@ -19,11 +19,15 @@ const TABLES: &[&str] = &[
     "event",
     "spare",
     "dropped",
+    "elsewhere",
     "place",
     "spares_at_hand",
     "tenants",
 ];
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 13] = [
+    "see(text[], json)",
+    "move(text, text)",
+    "may_enter(oid, oid)",
     "bytes(oid)",
     "wait(text, interval)",
     "request(text[], timestamp with time zone[])",

@@ -289,6 +289,7 @@ async fn begin(context: &Context, table: &Table, run: &Run, report: &mut Report)
     if !context.relations.refused.is_empty() {
         expected.know(&relate(context).await?);
     }
+    in_time(context.registry.see_all(false)).await?;
     let mut start = match in_time(context.registry.begin_sweep(table, names, &expected)).await {
         Ok(start) => start,
         // A right that is missing, a table that is gone (42), a view in its place (0A000): of the signup table, or of the registry. Columns that

@@ -3,7 +3,7 @@
 use tenantd::config::Isolation;
 use tokio_postgres::Client;
 
-use crate::support::audit::{Finding, audit};
+use crate::support::audit::{Finding, audit, place};
 use crate::support::database::TestDatabase;
 
 /// What may be so for a moment, and nowhere else: it is looked for at the end.
@@ -29,7 +29,7 @@ const HALF_READY: &str = "
 
 /// What is wrong now and may never be, as sentences.
 pub async fn always(client: &Client, prefix: &str) -> Vec<String> {
-    let mut found = audit(client, Isolation::Database, prefix, &PASSING).await;
+    let mut found = audit(client, place(Isolation::Database), prefix, &PASSING).await;
     for (what, query) in [("ready with a database that is not its own", NOT_THEIRS), ("half ready", HALF_READY)] {
         let rows = client.query(query, &[&prefix]).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         found.extend(rows.iter().map(|row| format!("{what}: {}", row.get::<_, String>(0))));

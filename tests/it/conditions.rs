@@ -154,13 +154,8 @@ async fn try_install(database: &TestDatabase, when: &str) -> tenantd::error::Res
     use tenantd::registry::Worker;
     let config = config(database, &[("signup.when", when)]);
     let server = Server::new(config.main.clone(), tenantd::tasks::Tasks::new());
-    Registry::install(
-        &server,
-        &config,
-        crate::fleet::WISHES,
-        &Worker::new("test", "test", "test", 2, config.tenant.isolation),
-    )
-    .await
+    Registry::install(&server, &config, crate::fleet::WISHES, &Worker::new("test", "test", "test", 2, &config.tenant))
+        .await
 }
 
 /// What cannot be a condition, each with a part of what is said of it.

@@ -32,7 +32,8 @@ enum Way {
     MendingInside(&'static str, &'static str),
 }
 
-/// `None` for the points that only commands come to, see `life_crashes` and `rollback`, and those of rollouts, see `rollout_crashes`.
+/// `None` for the points that only commands come to, see `life_crashes` and `rollback`, those of rollouts, see `rollout_crashes`, and those of schemas, see
+/// `schemas`.
 fn way(point: Point) -> Option<Way> {
     Some(match point {
         Point::SetAside => Way::Mending(
@@ -67,7 +68,9 @@ fn way(point: Point) -> Option<Way> {
         | Point::TemplateFilled
         | Point::TemplateClosed
         | Point::TemplateComplete => Way::Making,
-        Point::StatementDone
+        Point::CarriedOut
+        | Point::Moved
+        | Point::StatementDone
         | Point::CanariesChosen
         | Point::CanariesPassed
         | Point::RolloutPaused

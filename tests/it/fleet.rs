@@ -31,14 +31,13 @@ pub fn config(database: &TestDatabase, more: &[(&str, &str)]) -> Config {
     let mut sources = Sources::of(std::iter::empty::<(String, String)>());
     let settings = [
         ("main.url", database.url()),
-        ("tenant.isolation", database.isolation().word().to_owned()),
         ("tenant.prefix", database.prefix().to_owned()),
         ("tenant.owner", "tenant_owner".to_owned()),
         ("tenant.use", "app".to_owned()),
         ("http.listen", String::new()),
         ("spares.max", "0".to_owned()),
     ];
-    sources.flags.extend(settings.map(|(key, value)| (key.to_owned(), value)));
+    sources.flags.extend(settings.into_iter().chain(database.isolating()).map(|(key, value)| (key.to_owned(), value)));
     sources.flags.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     load(&sources).expect("the test's settings").config
 }
@@ -108,7 +107,7 @@ impl Fleet {
     async fn made(config: Config, set: MigrationSet, wishes: Wishes) -> Result<Fleet> {
         let tasks = Tasks::new();
         let server = Server::new(config.main.clone(), tasks.clone());
-        let worker = Worker::new("test", "test", "test", 12, config.tenant.isolation);
+        let worker = Worker::new("test", "test", "test", 12, &config.tenant);
         let (registry, installed) = Registry::install(&server, &config, wishes, &worker).await?;
         let context = Context::prepare(server, registry, Arc::new(config), Arc::new(set), Supply::default()).await?;
         Ok(Fleet { context: Arc::new(context), table: installed.table.clone(), installed, tasks })
@@ -182,16 +181,18 @@ pub fn write_migrations(folder: &Path, files: &[(&str, &str)]) {
 
 /// The oid of the database, or schema, `name`; `None` when there is none.
 pub async fn oid(database: &TestDatabase, name: &str) -> Option<u32> {
-    let select = format!("select oid from {} p where name = $1", database.place());
-    database.superuser().await.query_opt(&select, &[&name]).await.expect("look").map(|row| row.get(0))
+    let client = database.superuser().await;
+    let select = format!("select oid from {} p where name = $1", database.place(&client).await);
+    client.query_opt(&select, &[&name]).await.expect("look").map(|row| row.get(0))
 }
 
 /// Names of databases, or schemas, in the making that the registry knows and that are there; spares that are kept for anyone are not among them.
 pub async fn half_made(database: &TestDatabase) -> Vec<String> {
+    let client = database.superuser().await;
     let select = format!(
         "select s.name from tenantd.spare s join {} d on d.name = s.name where s.made_at is null or s.key is not null",
-        database.place()
+        database.place(&client).await
     );
-    let rows = database.superuser().await.query(&select, &[]).await.expect("look");
+    let rows = client.query(&select, &[]).await.expect("look");
     rows.iter().map(|row| row.get(0)).collect()
 }

@@ -146,7 +146,9 @@ async fn the_audit_finds_each_thing() {
     database.sign_up("nobody-recorded@example.org").await;
     let client = database.superuser().await;
     assert!(
-        audit(&client, database.isolation(), database.prefix(), &[Finding::UserWithoutTenant]).await.is_empty(),
+        audit(&client, &database.place(&client).await, database.prefix(), &[Finding::UserWithoutTenant])
+            .await
+            .is_empty(),
         "no registry: no findings"
     );
     let (one, two) = (format!("{}one", database.prefix()), format!("{}two", database.prefix()));
@@ -172,7 +174,7 @@ async fn the_audit_finds_each_thing() {
     let by_schema = database.isolation() == Isolation::Schema;
     let limit = |limit: i32| format!("update pg_database set datconnlimit = {limit} where datname = '{two}'");
     client.batch_execute(&limit(-2)).await.expect("a database that is not whole");
-    let found = audit(&client, database.isolation(), database.prefix(), &[]).await;
+    let found = audit(&client, &database.place(&client).await, database.prefix(), &[]).await;
     // What only databases can be.
     let other = [Finding::InvalidDatabase, Finding::OpenSpare];
     for finding in Finding::ALL.into_iter().filter(|finding| !by_schema || !other.contains(finding)) {

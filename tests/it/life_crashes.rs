@@ -187,6 +187,8 @@ async fn die_and_go_on(case: Case) {
                 enter(&database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
             app.close().await;
         }
+        // A schema that a backup was being read into stands half-filled under the tenant's name.
+        None if case.stands.1 == "requested held" => {}
         None => assert_eq!(oid(&database, &name).await, None, "{what}"),
     }
     if !case.rescue.is_empty() {

@@ -162,7 +162,16 @@ async fn run(program: &Program, arguments: &[&str]) -> String {
 /// dropped for good. Method: two tenants, one of which everything is done to; the other keeps its row through all of it.
 #[tokio::test]
 async fn each_command_knows_schemas() {
-    let database = TestDatabase::new().await.with_schemas().await;
+    each_command(TestDatabase::new().await.with_schemas().await).await;
+}
+
+/// Goal: the same where the schemas are in another database than the main one, which setup makes. Method: the same commands.
+#[tokio::test]
+async fn each_command_knows_schemas_elsewhere() {
+    each_command(TestDatabase::new().await.with_schemas_elsewhere()).await;
+}
+
+async fn each_command(database: TestDatabase) {
     let (folder, backups) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let second = ("0002_second.up.sql", "create table second (id integer primary key);");
     write_migrations(
@@ -224,12 +233,101 @@ async fn each_command_knows_schemas() {
     assert_eq!((rows(&names[0]).await, rows(&names[1]).await), (2, 1));
     run(&program, &["drop", key, "--now", "--yes", "--skip-backup"]).await;
     let left = "select count(*) from pg_namespace where nspname like 'tenantd\\_dropped%'";
-    let left: i64 = database.superuser().await.query_one(left, &[]).await.expect("count").get(0);
+    let left: i64 = database.tenant_superuser(&names[1]).await.query_one(left, &[]).await.expect("count").get(0);
     assert_eq!(
         (left, rows(&names[1]).await),
         (2, 1),
         "what reset and restore set aside waits for the end of its grace"
     );
     run(&program, &["check"]).await;
+    database.finish().await;
+}
+
+/// Goal: between the registry's commit and the new name of a schema elsewhere, or between what is done to a schema there and the registry's commit, a crash leaves
+/// nothing that the next look does not put right. Method: a command that dies at either point, for a drop, its taking back, a reset and a changed owner; then a sweep.
+#[tokio::test]
+async fn a_crash_between_two_databases_is_settled() {
+    let database = TestDatabase::new().await.with_schemas_elsewhere();
+    let program = Program::for_database(&database).setting("work.lease", "3s").setting("retry.first", "10ms");
+    run(&program, &["setup"]).await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let name = database.tenant_name(&key);
+    let dying = |point: &str| program.clone().variable("TENANTD_FAIL_POINT", point);
+    let died = dying("CarriedOut").run(&["create", &key]).await;
+    assert_ne!(died.code(), 0, "{}{}", died.stdout, died.stderr);
+    let swept = async |what: &str| {
+        until(what, SOON, async || {
+            let swept = program.run(&["--sweep-once"]).await;
+            swept.code() == 0 && row(&database, &key).await["work"] == "idle"
+        })
+        .await;
+    };
+    swept("it is made").await;
+    let client = database.tenant_superuser(&name).await;
+    client.batch_execute("insert into log_message (message) values ('kept')").await.expect("write");
+    let client = database.superuser().await;
+    let moved = "select count(*) from tenantd.elsewhere where moved";
+    let moved = async || client.query_one(moved, &[]).await.expect("count").get::<_, i64>(0);
+
+    let died = dying("Moved").run(&["drop", &key, "--skip-backup"]).await;
+    assert!(died.code() != 0 && moved().await == 1, "{}{}", died.stdout, died.stderr);
+    assert_eq!(database.tenant_databases().await, [name.as_str()], "it bears its name still");
+    run(&program, &["--sweep-once"]).await;
+    assert!(database.tenant_databases().await.is_empty() && moved().await == 0);
+
+    let died = dying("Moved").run(&["restore", &key]).await;
+    assert!(died.code() != 0 && moved().await == 1, "{}{}", died.stdout, died.stderr);
+    swept("it is back").await;
+    assert_eq!((database.tenant_databases().await, moved().await), (vec![name.clone()], 0));
+    let inside = database.tenant_superuser(&name).await;
+    let rows = "select count(*) from log_message";
+    assert_eq!(inside.query_one(rows, &[]).await.expect("count").get::<_, i64>(0), 1);
+
+    let died = dying("Moved").run(&["reset", &key, "--yes", "--skip-backup"]).await;
+    assert!(died.code() != 0 && moved().await == 1, "{}{}", died.stdout, died.stderr);
+    swept("it is made anew").await;
+    assert_eq!((database.tenant_databases().await, moved().await), (vec![name.clone()], 0));
+    let inside = database.tenant_superuser(&name).await;
+    assert_eq!(inside.query_one(rows, &[]).await.expect("count").get::<_, i64>(0), 0);
+
+    inside.batch_execute(&format!("grant usage on schema \"{name}\" to public")).await.expect("open it");
+    let died = dying("CarriedOut").run(&["--sweep-once"]).await;
+    assert_ne!(died.code(), 0, "{}{}", died.stdout, died.stderr);
+    swept("it is shut again").await;
+    let open = "select has_schema_privilege('stranger', $1, 'usage')";
+    assert!(!inside.query_one(open, &[&name]).await.expect("look").get::<_, bool>(0));
+    run(&program, &["check"]).await;
+    drop((client, inside));
+    database.finish().await;
+}
+
+/// Goal: a schema that somebody made another's is not renamed for the registry; whatever else is to be done goes on, and it is told. Method: a drop that dies before
+/// the rename; the schema gets another comment; a sweep; the comment is put back.
+#[tokio::test]
+async fn a_moved_schema_that_is_not_ours_any_more_stays() {
+    let database = TestDatabase::new().await.with_schemas_elsewhere();
+    let program = Program::for_database(&database).setting("work.lease", "3s");
+    run(&program, &["setup"]).await;
+    let keys = [uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string()];
+    run(&program, &["create", &keys[0]]).await;
+    let name = database.tenant_name(&keys[0]);
+    let died = program.clone().variable("TENANTD_FAIL_POINT", "Moved").run(&["drop", &keys[0], "--skip-backup"]).await;
+    assert_ne!(died.code(), 0);
+    let client = database.tenant_superuser(&name).await;
+    let marker = "select obj_description(to_regnamespace($1), 'pg_namespace')";
+    let marker: String = client.query_one(marker, &[&name]).await.expect("look").get(0);
+    let mark = async |comment: &str| {
+        let mark = format!("comment on schema \"{name}\" is '{comment}'");
+        client.batch_execute(&mark).await.expect("comment");
+    };
+    mark("of the shop").await;
+    let made = program.run(&["create", &keys[1]]).await;
+    assert_eq!(made.code(), 0, "{}", made.stderr);
+    assert!(made.stderr.contains("does not bear our marker"), "{}", made.stderr);
+    assert!(database.tenant_databases().await.contains(&name), "it was left alone");
+    mark(&marker).await;
+    run(&program, &["--sweep-once"]).await;
+    assert_eq!(database.tenant_databases().await, [database.tenant_name(&keys[1])]);
+    drop(client);
     database.finish().await;
 }

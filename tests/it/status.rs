@@ -80,7 +80,7 @@ impl Scene {
         let server = Server::new(self.config.main.clone(), tasks.clone());
         let mut out = Vec::new();
         // One connection must do.
-        let worker = Worker::new("status", "test", "test", 1, self.config.tenant.isolation);
+        let worker = Worker::new("status", "test", "test", 1, &self.config.tenant);
         let (config, set) = (Arc::new(self.config.clone()), Arc::new(self.set.clone()));
         let given = Given { server, config, set, worker, tasks: tasks.clone(), json };
         let status = status::run(&given, &mut out).await.expect("status");

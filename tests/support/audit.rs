@@ -93,11 +93,13 @@ impl Finding {
             Finding::LockHeld => {
                 "select format('(%s, %s) held by %s', classid, objid, coalesce(application_name, 'a prepared transaction'))
                  from pg_locks l join pg_database d on d.oid = l.database left join pg_stat_activity using (pid)
-                 where locktype = 'advisory' and granted and (d.datname = current_database() or starts_with(d.datname, $1))"
+                 where locktype = 'advisory' and granted
+                   and (d.datname in (current_database(), 'tenants_of_' || current_database()) or starts_with(d.datname, $1))"
             }
             Finding::ConnectionLeft => {
                 "select format('%s in %s: %s', application_name, datname, query) from pg_stat_activity
-                 where starts_with(application_name, 'tenantd') and (datname = current_database() or starts_with(datname, $1))"
+                 where starts_with(application_name, 'tenantd') 
+                   and (datname in (current_database(), 'tenants_of_' || current_database()) or starts_with(datname, $1))"
             }
         }
     }
@@ -131,7 +133,9 @@ pub fn place(isolation: Isolation) -> &'static str {
 }
 
 /// Everything found in the main database that `client` is connected to and that is not among `allowed`, as sentences.
-pub async fn audit(client: &Client, isolation: Isolation, prefix: &str, allowed: &[Finding]) -> Vec<String> {
+///
+/// `place`: where its tenants may be, a table as [`place`] gives it.
+pub async fn audit(client: &Client, place: &str, prefix: &str, allowed: &[Finding]) -> Vec<String> {
     let tables = "select to_regclass('tenantd.tenant') is not null and to_regclass('tenantd.spare') is not null and to_regclass('tenantd.dropped') is not null";
     let registry: bool = client.query_one(tables, &[]).await.expect("look for the registry").get(0);
     let start = Instant::now();
@@ -139,15 +143,15 @@ pub async fn audit(client: &Client, isolation: Isolation, prefix: &str, allowed:
     for finding in Finding::ALL {
         if !allowed.contains(&finding) && (registry || !finding.needs_registry()) {
             found.extend(
-                look(client, isolation, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")),
+                look(client, place, prefix, finding, start).await.iter().map(|name| format!("{finding:?}: {name}")),
             );
         }
     }
     found
 }
 
-async fn look(client: &Client, isolation: Isolation, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
-    let sql = finding.query().replace("{place}", place(isolation));
+async fn look(client: &Client, place: &str, prefix: &str, finding: Finding, start: Instant) -> Vec<String> {
+    let sql = finding.query().replace("{place}", place);
     loop {
         let rows = client.query(&sql, &[&prefix]).await.unwrap_or_else(|error| panic!("{finding:?}: {error:?}"));
         if rows.is_empty() || !finding.fades() || start.elapsed() > FADING {

@@ -64,7 +64,7 @@ impl Program {
         Self::bare(database.server().directory())
             .setting("main.url", &database.url())
             .setting("signup.notify", "true")
-            .setting("tenant.isolation", database.isolation().word())
+            .settings(&database.isolating())
             .setting("tenant.prefix", database.prefix())
             .setting("tenant.owner", "tenant_owner")
             .setting("tenant.use", "app")
@@ -78,6 +78,12 @@ impl Program {
     pub fn setting(self, key: &str, value: &str) -> Self {
         let name = format!("TENANTD_{}", key.to_uppercase().replace('.', "__"));
         self.variable(&name, value)
+    }
+
+    /// The same for several.
+    #[must_use]
+    pub fn settings(self, settings: &[(&str, String)]) -> Self {
+        settings.iter().fold(self, |program, (key, value)| program.setting(key, value))
     }
 
     /// Leaves the setting `key` to the daemon.

@@ -22,7 +22,8 @@ pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
 pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
-/// What tenants have of their own in every test that does not say: `database`, the default, or `schema`.
+/// What tenants have of their own in every test that does not say: `database`, the default, `schema`, or `elsewhere`, a schema in another database than
+/// the main one.
 const ISOLATION: &str = "TENANTD_TEST_ISOLATION";
 
 /// Cloned for every test, and never entered.
@@ -34,9 +35,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// What the tenants of tests that do not say have of their own.
 #[must_use]
 pub fn isolation() -> Isolation {
-    let Some(word) = std::env::var_os(ISOLATION) else { return Isolation::Database };
-    let known = word.to_str().and_then(Isolation::from_word);
-    known.unwrap_or_else(|| panic!("{ISOLATION} is {}, and not database or schema", word.display()))
+    match word().as_deref() {
+        None | Some("database") => Isolation::Database,
+        Some(_) => Isolation::Schema,
+    }
+}
+
+fn word() -> Option<String> {
+    std::env::var_os(ISOLATION).map(|word| word.display().to_string())
 }
 
 /// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
@@ -49,6 +55,8 @@ pub struct TestDatabase {
     name: String,
     prefix: String,
     isolation: Isolation,
+    /// The database that tenants' schemas are in; `None`: this one.
+    tenants_in: Option<String>,
     allowed: Vec<Finding>,
     finished: bool,
 }
@@ -74,12 +82,15 @@ impl TestDatabase {
             name,
             prefix: format!("t{random}_"),
             isolation: Isolation::Database,
+            tenants_in: None,
             allowed: Vec::new(),
             finished: false,
         };
-        match isolation() {
-            Isolation::Database => database,
-            Isolation::Schema => database.with_schemas().await,
+        match word().as_deref() {
+            None | Some("database") => database,
+            Some("schema") => database.with_schemas().await,
+            Some("elsewhere") => database.with_schemas_elsewhere(),
+            Some(other) => panic!("{ISOLATION} is {other}, and not database, schema or elsewhere"),
         }
     }
 
@@ -89,6 +100,21 @@ impl TestDatabase {
         self.superuser().await.batch_execute(&grant).await.expect("let tenantd make schemas");
         self.isolation = Isolation::Schema;
         self
+    }
+
+    /// Its tenants have a schema each in a database that they share, which tenantd makes.
+    pub fn with_schemas_elsewhere(mut self) -> Self {
+        self.isolation = Isolation::Schema;
+        self.tenants_in = Some(format!("tenants_of_{}", self.name));
+        self
+    }
+
+    /// The settings that say so.
+    #[must_use]
+    pub fn isolating(&self) -> Vec<(&'static str, String)> {
+        let isolation = ("tenant.isolation", self.isolation.word().to_owned());
+        let database = self.tenants_in.as_ref().map(|database| ("tenant.database", database.clone()));
+        std::iter::once(isolation).chain(database).collect()
     }
 
     /// What its tenants have of their own.
@@ -162,6 +188,12 @@ impl TestDatabase {
         self.server.superuser(&self.name).await
     }
 
+    /// The database that the tenants' schemas are in.
+    #[must_use]
+    pub fn around_tenants(&self) -> &str {
+        self.tenants_in.as_deref().unwrap_or(&self.name)
+    }
+
     /// A connection as the daemon's role.
     pub async fn tenantd(&self) -> Client {
         self.server.client("tenantd", TENANTD_PASSWORD, &self.name).await
@@ -190,7 +222,7 @@ impl TestDatabase {
     /// With everything that was found and not allowed; then nothing is removed.
     pub async fn finish(mut self) {
         let client = self.superuser().await;
-        let found = audit(&client, self.isolation, &self.prefix, &self.allowed).await;
+        let found = audit(&client, &self.place(&client).await, &self.prefix, &self.allowed).await;
         assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
         let mut databases = Vec::new();
         if self.isolation == Isolation::Database {
@@ -198,6 +230,7 @@ impl TestDatabase {
             databases.extend(self.spares(&client).await);
         }
         drop(client);
+        databases.extend(self.tenants_in.clone());
         databases.push(self.name.clone());
         let admin = self.server.superuser("postgres").await;
         for name in databases {

@@ -20,6 +20,7 @@ pub(super) struct Candidate {
 }
 
 pub(super) async fn candidates(registry: &Registry, config: &Config, arguments: &Adopt) -> Result<Vec<Candidate>> {
+    registry.see_all(false).await?;
     if let Some(word) = &arguments.key {
         return one(registry, word, arguments.database.as_deref()).await.map(|candidate| vec![candidate]);
     }

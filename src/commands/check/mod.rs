@@ -220,6 +220,7 @@ pub async fn run(given: &Given, arguments: &Check, out: &mut impl Write) -> Resu
     let filter = Filter { keys, ..arguments.filters.filter(&context.set.id()) };
     let requests = Requests::of_process(&given.tasks)?;
     let began = Instant::now();
+    context.registry.see_all(false).await?;
     let checking = async {
         let mut report = tenants(&context, &filter, arguments, &requests).await?;
         if filter == Filter::default() && !report.cut_off {

@@ -198,6 +198,7 @@ async fn one_case(scene: &Scene, folder: &std::path::Path, nth: usize, case: Cas
                 enter(database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
             app.close().await;
         }
+        None if case.stands == "requested held" => {}
         None => assert_eq!(oid(database, &name).await, None, "{what}"),
     }
     if !case.rescue.is_empty() {
