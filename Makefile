@@ -35,9 +35,11 @@ chaos: needs
 test-matrix: needs
 	.ci/test-matrix
 
+# ISOLATION=schema: tenants that have a schema each, instead of a database.
+ISOLATION ?= database
 demo: needs
 	cargo build --release --locked --bin tenantd --example demo
-	cargo run --quiet --release --locked --example demo
+	TENANTD_TEST_ISOLATION=$(ISOLATION) cargo run --quiet --release --locked --example demo
 
 bench: needs
 	cargo bench --quiet --locked --bench fleet

@@ -50,6 +50,32 @@ impl Door {
         client
     }
 
+    /// Runs `sql` in `database` for each of `names`, which stands for `{name}` in it, in so many lanes that stay connected. Returns how long it took.
+    pub(crate) async fn run_for_each(
+        &self,
+        database: &str,
+        names: &Arc<Vec<String>>,
+        sql: String,
+        lanes: usize,
+    ) -> Duration {
+        let (next, sql) = (Arc::new(AtomicUsize::new(0)), Arc::new(sql));
+        let began = Instant::now();
+        let lanes = (0..lanes).map(|_| {
+            let (door, database, names, next, sql) =
+                (self.clone(), database.to_owned(), Arc::clone(names), Arc::clone(&next), Arc::clone(&sql));
+            self.tasks.spawn("lane of the floor", async move {
+                let client = door.enter(&database).await;
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    client.batch_execute(&sql.replace("{name}", name)).await.expect("run the same SQL");
+                }
+            })
+        });
+        for lane in lanes.collect::<Vec<_>>() {
+            lane.await.expect("a lane that ends well");
+        }
+        began.elapsed()
+    }
+
     /// Runs `sql` in each of `databases`, in so many lanes that take the next when free. Returns how long it took.
     pub(crate) async fn run_in_each(&self, databases: &Arc<Vec<String>>, sql: String, lanes: usize) -> Duration {
         let (next, sql) = (Arc::new(AtomicUsize::new(0)), Arc::new(sql));

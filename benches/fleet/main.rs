@@ -16,6 +16,7 @@ mod floor;
 mod growth;
 mod idle;
 mod instant;
+mod isolations;
 mod machine;
 mod measure;
 mod rollout;
@@ -65,7 +66,7 @@ impl Size {
 }
 
 /// Lines that are measured together, and what they are about.
-const GROUPS: [(&[u8], &str); 9] = [
+const GROUPS: [(&[u8], &str); 10] = [
     (&[1, 3], "signups while spares are there"),
     (&[2], "signups without a spare"),
     (&[4, 5], "one new migration over many tenants"),
@@ -75,6 +76,7 @@ const GROUPS: [(&[u8], &str); 9] = [
     (&[9], "instant hand-over"),
     (&[0], "what the floor is made of"),
     (&[11], "provisions as tenants grow"),
+    (&[12], "a schema for each tenant, and a database for each"),
 ];
 
 #[tokio::main]
@@ -119,7 +121,8 @@ async fn group(first: u8, size: Size) -> Results {
         7 => signups::measure(size).boxed_local().await,
         8 => bystander::measure(size).boxed_local().await,
         9 => instant::measure(size).boxed_local().await,
-        _ => growth::measure(size).boxed_local().await,
+        11 => growth::measure(size).boxed_local().await,
+        _ => isolations::measure(size).boxed_local().await,
     }
 }
 

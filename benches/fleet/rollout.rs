@@ -14,25 +14,24 @@ use crate::support::daemon::Program;
 use crate::support::proxy::{Mode, Proxy};
 
 /// `sweep.parallel` as shipped.
-const PARALLEL: usize = 8;
+pub(crate) const PARALLEL: usize = 8;
 /// Lanes where it is the network that is waited for, not the processor.
 const PARALLEL_FAR: usize = 32;
 /// Each way.
 const DELAY: Duration = Duration::from_millis(2);
 
 /// Tenants that get one migration after the other, by tenantd and by the floor in turn.
-struct Fleet {
-    stage: Stage,
+pub(crate) struct Fleet {
+    pub(crate) stage: Stage,
     folder: PathBuf,
-    /// The databases of all tenants.
-    databases: Arc<Vec<String>>,
+    /// The databases of all tenants, or their schemas.
+    pub(crate) databases: Arc<Vec<String>>,
     migrations: usize,
 }
 
 impl Fleet {
-    /// Makes `number` tenants.
-    async fn made(number: usize) -> Self {
-        let stage = Stage::set().await;
+    /// Makes `number` tenants on `stage`.
+    pub(crate) async fn made(stage: Stage, number: usize) -> Self {
         let folder = stage.database.server().directory().join("migrations");
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tenant-migrations"), &folder);
         let mut fleet = Fleet { stage, folder, databases: Arc::default(), migrations: 1 };
@@ -42,12 +41,12 @@ impl Fleet {
         fleet
     }
 
-    fn program(&self) -> Program {
+    pub(crate) fn program(&self) -> Program {
         self.stage.program.clone().setting("tenant.migrations", &self.folder.display().to_string())
     }
 
     /// Tenants a second of a sweep with so many lanes to one new migration, by its own clock: without the start of the process.
-    async fn sweep(&mut self, program: &Program, lanes: usize) -> f64 {
+    pub(crate) async fn sweep(&mut self, program: &Program, lanes: usize) -> f64 {
         self.migrations += 1;
         let number = self.migrations;
         let file = self.folder.join(format!("{number:04}_column.sql"));
@@ -60,10 +59,18 @@ impl Fleet {
     }
 
     /// Tenants a second of the floor with so many lanes.
-    async fn floor(&mut self, door: &Door, lanes: usize) -> f64 {
+    pub(crate) async fn floor(&mut self, door: &Door, lanes: usize) -> f64 {
         let (_, sql) = self.other_migration();
         let sql = format!("begin; set local role tenant_owner; {sql} commit");
         self.rate(door.run_in_each(&self.databases, sql, lanes).await.as_secs_f64())
+    }
+
+    /// The same for schemas: the lanes stay connected.
+    pub(crate) async fn floor_of_schemas(&mut self, door: &Door, lanes: usize) -> f64 {
+        let (_, sql) = self.other_migration();
+        let sql = format!("begin; set local role tenant_owner; set local search_path = {{name}}; {sql} commit");
+        let main = self.stage.database.name();
+        self.rate(door.run_for_each(main, &self.databases, sql, lanes).await.as_secs_f64())
     }
 
     /// The same where each tenant's transaction also takes a lock, reads a history and writes a row into it.
@@ -97,7 +104,7 @@ impl Fleet {
 
 /// A migration of the kind that is shipped every week: a column and its index.
 fn sql(name: &str) -> String {
-    format!("alter table public.log_message add column {name} text; create index on public.log_message ({name});")
+    format!("alter table log_message add column {name} text; create index on log_message ({name});")
 }
 
 /// One migration over a fleet near by, and over one behind a delay.
@@ -111,7 +118,7 @@ pub(crate) async fn measure(size: Size) -> Results {
 }
 
 async fn near(number: usize, rounds: usize) -> Vec<Measure> {
-    let mut fleet = Fleet::made(number).await;
+    let mut fleet = Fleet::made(Stage::set().await, number).await;
     let server = Arc::clone(fleet.stage.database.server());
     let (program, door) = (fleet.program(), Door::new(&server, server.address()));
     let history = "begin; set local role tenant_owner;
@@ -139,7 +146,7 @@ async fn near(number: usize, rounds: usize) -> Vec<Measure> {
 }
 
 async fn far(size: Size) -> Vec<Measure> {
-    let mut fleet = Fleet::made(size.pick(16, 200)).await;
+    let mut fleet = Fleet::made(Stage::set().await, size.pick(16, 200)).await;
     let server = Arc::clone(fleet.stage.database.server());
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Mode::Delay(DELAY));

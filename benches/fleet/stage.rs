@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tenantd::config::Isolation;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
@@ -39,6 +40,16 @@ impl Stage {
     /// Starts a server as Postgres ships it, but for TLS, and makes the main database; tenantd has not been there yet.
     pub(crate) async fn set() -> Self {
         Self::set_with(&[]).await
+    }
+
+    /// The same for tenants that have what `isolation` says.
+    pub(crate) async fn set_for(isolation: Isolation) -> Self {
+        let mut stage = Self::set().await;
+        if isolation == Isolation::Schema {
+            stage.database = stage.database.with_schemas().await;
+            stage.program = stage.program.settings(&stage.database.isolating());
+        }
+        stage
     }
 
     /// The same with settings of the server.

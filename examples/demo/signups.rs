@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tenantd::config::Isolation;
 use tenantd::naming::{Names, Rule};
 use uuid::Uuid;
 
@@ -22,7 +23,8 @@ const IN_THE_WAY: usize = 3;
 /// tenantd comes to an application that is there already.
 pub(crate) async fn install(stage: &Stage) -> Daemon {
     let page = &stage.page;
-    page.line(concat!("tenantd ", env!("CARGO_PKG_VERSION"), ": one Postgres database per signup"));
+    let isolation = stage.database.isolation();
+    page.line(&format!("tenantd {}: one Postgres {isolation} per signup", env!("CARGO_PKG_VERSION")));
     page.heading("An application and its database");
     let admin = stage.database.superuser().await;
     let server = "select current_setting('server_version'), current_setting('max_prepared_transactions')";
@@ -45,6 +47,10 @@ pub(crate) async fn install(stage: &Stage) -> Daemon {
     let (all, encrypted): (i64, i64) = (row.get(0), row.get(1));
     assert!(all > 0 && all == encrypted, "{encrypted} of the daemon's {all} connections are encrypted");
     page.line(&format!("The daemon runs; its {all} connections are {}.", row.get::<_, &str>(2)));
+    if isolation == Isolation::Schema {
+        page.line("Tenants get schemas in the main database: each is made in one transaction, and none ahead of time.");
+        return daemon;
+    }
     until("two spares are made", DEADLINE, async || {
         let spares =
             admin.query_one("select count(*) from tenantd.spares_at_hand", &[]).await.expect("count the spares");
@@ -55,10 +61,22 @@ pub(crate) async fn install(stage: &Stage) -> Daemon {
     daemon
 }
 
+/// What a tenant takes at least: the bare command, or the bare statements. `nth` tells one from the other.
+fn bare(isolation: Isolation, nth: usize) -> String {
+    let first = include_str!("../../tenant-migrations/0001_log_message.up.sql");
+    match isolation {
+        Isolation::Database => format!("create database yardstick_{nth} template template0"),
+        Isolation::Schema => {
+            format!("begin; create schema yardstick_{nth}; set local search_path = yardstick_{nth}; {first} commit")
+        }
+    }
+}
+
 /// Users come one after the other, and find spares. The yardstick is taken in between, so that a disk which others keep busy
 /// is as slow for both.
 pub(crate) async fn one_by_one(stage: &mut Stage, figures: &mut Figures) -> Vec<User> {
     stage.page.heading(&format!("{} users sign up, one after the other", ONE_BY_ONE.len()));
+    let isolation = stage.database.isolation();
     let tenantd = stage.database.tenantd().await;
     let mut users = Vec::new();
     for (number, name) in ONE_BY_ONE.into_iter().enumerate() {
@@ -72,18 +90,24 @@ pub(crate) async fn one_by_one(stage: &mut Stage, figures: &mut Figures) -> Vec<
             .await;
         figures.signup.add(user.statement);
         users.push(user);
-        let create = format!("create database yardstick_{number} template template0");
+        let create = bare(isolation, number);
         let began = Instant::now();
-        tenantd.batch_execute(&create).await.expect("create a database");
+        tenantd.batch_execute(&create).await.expect("make a bare one");
         figures.create.add(began.elapsed());
     }
+    let alone = match isolation {
+        Isolation::Database => "CREATE DATABASE alone, in between, with nothing in it",
+        Isolation::Schema => "CREATE SCHEMA and the migration alone, by hand, in between",
+    };
     stage.page.line(&format!(
-        "{} at the median. CREATE DATABASE alone, in between, with nothing in it: {}.",
+        "{} at the median. {alone}: {}.",
         time(figures.ready.quantile(50)),
         time(figures.create.quantile(50))
     ));
+    let cascade = if isolation == Isolation::Schema { "cascade" } else { "" };
     for number in 0..ONE_BY_ONE.len() {
-        tenantd.batch_execute(&format!("drop database yardstick_{number}")).await.expect("drop a database");
+        let drop = format!("drop {isolation} yardstick_{number} {cascade}");
+        tenantd.batch_execute(&drop).await.expect("drop a bare one");
     }
     users
 }
@@ -114,7 +138,14 @@ pub(crate) async fn application_works(stage: &Stage, user: &User) {
     assert_eq!(message, "the first message of ada's", "what was written");
     let name = stage.name(user);
     stage.page.line(&format!("app, with no grant made by hand, writes and reads log_message: {message:?}"));
-    let refused = stage.database.server().try_client("stranger", STRANGER_PASSWORD, &name).await;
+    let server = stage.database.server();
+    let refused = match stage.database.isolation() {
+        Isolation::Database => server.try_client("stranger", STRANGER_PASSWORD, &name).await.map(drop),
+        Isolation::Schema => {
+            let stranger = server.client("stranger", STRANGER_PASSWORD, stage.database.name()).await;
+            stranger.batch_execute(&format!("select from {name}.log_message")).await
+        }
+    };
     let error = refused.expect_err("a role named nowhere came in");
     let said = error.as_db_error().unwrap_or_else(|| panic!("not refused by the server: {error:?}"));
     assert_eq!(said.code().code(), "42501", "{said:?}");
@@ -127,11 +158,11 @@ pub(crate) async fn while_stopped(stage: &mut Stage, daemon: Daemon) -> (Daemon,
     stop(&stage.page, daemon).await;
     let ids: Vec<Uuid> = WHILE_STOPPED.iter().map(|_| Uuid::new_v4()).collect();
     let foreign = stage.database.tenant_name(&ids[IN_THE_WAY].to_string());
-    let admin = stage.database.superuser().await;
-    admin.batch_execute(&format!("create database {foreign}")).await.expect("make the database in the way");
+    let (admin, isolation) = (stage.database.superuser().await, stage.database.isolation());
+    admin.batch_execute(&format!("create {isolation} {foreign}")).await.expect("make what is in the way");
     let users = stage.sign_up_as(&ids, &WHILE_STOPPED).await;
     stage.page.line(&format!(
-        "Their signup commits as ever, in {}. Somebody has made a database {foreign} meanwhile.",
+        "Their signup commits as ever, in {}. Somebody has made a {isolation} {foreign} meanwhile.",
         time(users[0].statement)
     ));
     for user in &users {
@@ -163,7 +194,8 @@ async fn conflict(stage: &mut Stage, user: &User, foreign: &str) {
     assert!(error.starts_with("conflict: "), "{error}");
     stage.page.trouble(&format!("{}: parked, {error}", user.email));
     let admin = stage.database.superuser().await;
-    admin.batch_execute(&format!("drop database {foreign}")).await.expect("remove the database in the way");
+    let isolation = stage.database.isolation();
+    admin.batch_execute(&format!("drop {isolation} {foreign}")).await.expect("remove what is in the way");
     stage.page.line("Its owner removes it.");
     stage.tenantd(&["--sweep-once"], &[0]).await;
     assert_eq!(stage.state(user).await.as_deref(), Some("ready"), "{}", user.email);

@@ -146,7 +146,7 @@ impl Stage {
 
     /// The application's connection to a user's database.
     pub(crate) async fn tenant(&self, user: &User) -> tokio_postgres::Client {
-        self.database.server().client("app", APP_PASSWORD, &self.name(user)).await
+        self.database.tenant_app(&self.name(user)).await
     }
 }
 

@@ -1,5 +1,7 @@
 //! The figures, and that nothing is left to be wished for.
 
+use tenantd::config::Isolation;
+
 use crate::figures::Figures;
 use crate::page::time;
 use crate::stage::{Stage, User};
@@ -17,7 +19,8 @@ pub(crate) async fn tell(stage: &Stage, users: &[User], figures: &Figures) {
     let found = audit(&admin, &stage.database.place(&admin).await, stage.database.prefix(), &[]).await;
     assert!(found.is_empty(), "left behind:\n{}", found.join("\n"));
     page.heading("In short");
-    page.line(&format!("{signed_up} users = {ready} tenants ready = {databases} databases; nothing half-made, no lock, no connection left."));
+    let isolation = stage.database.isolation();
+    page.line(&format!("{signed_up} users = {ready} tenants ready = {databases} {isolation}s; nothing half-made, no lock, no connection left."));
     let (ready, create) = (&figures.ready, &figures.create);
     page.line(&format!(
         "Signup to ready, one at a time ({} users): p50 {}, p95 {}, max {}.",
@@ -27,7 +30,8 @@ pub(crate) async fn tell(stage: &Stage, users: &[User], figures: &Figures) {
         time(ready.quantile(100))
     ));
     page.line(&format!(
-        "CREATE DATABASE alone ({} times): median {}; tenantd takes {:.2} times that, migrations included.",
+        "{} alone ({} times): median {}; tenantd takes {:.2} times that, migrations included.",
+        if isolation == Isolation::Schema { "CREATE SCHEMA and the migration" } else { "CREATE DATABASE" },
         create.count(),
         time(create.quantile(50)),
         ready.quantile(50).as_secs_f64() / create.quantile(50).as_secs_f64()

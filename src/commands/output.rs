@@ -168,10 +168,10 @@ pub fn counted(number: i64, one: &str) -> String {
     }
 }
 
-/// `1 tenant is`, `2 tenants are`.
+/// `no tenant is`, `1 tenant is`, `2 tenants are`.
 #[must_use]
 pub fn counted_are(number: i64, one: &str) -> String {
-    format!("{} {}", counted(number, one), if number == 1 { "is" } else { "are" })
+    format!("{} {}", counted(number, one), if number <= 1 { "is" } else { "are" })
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ fn gone(report: &Report, kind: Isolation) -> String {
 
 fn rollout(Waiting { state, version, tenants, why }: &Waiting) -> String {
     let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
-    let wait = if *tenants == 1 { "waits" } else { "wait" };
+    let wait = if *tenants <= 1 { "waits" } else { "wait" };
     let tenants = output::counted(*tenants, "tenant");
     let mut told = format!("the rollout to version {version} is {state}{why}; {tenants} {wait} for it");
     if *state == RolloutState::Paused {

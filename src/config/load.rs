@@ -337,6 +337,29 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_with_schemas_alone_is_refused_without_them() {
+        let of = |isolation: &str| {
+            Place::new().flag("main.url", URL).flag("tenant.isolation", isolation).flag("tenant.owner", "owner")
+        };
+        let schemas = of("schema").flag("tenant.shared_schemas", "shared");
+        let elsewhere = |database: &str| of("schema").flag("tenant.database", database).load().unwrap().config;
+        assert_eq!(schemas.load().unwrap().config.tenant.shared_schemas, ["shared"]);
+        assert_eq!(elsewhere("tenants").tenant.database.as_deref(), Some("tenants"));
+        assert_eq!(elsewhere("d").tenant.database, None, "the main one");
+        for (wrong, key, reason) in [
+            (of("database").flag("tenant.shared_schemas", "shared"), "tenant.shared_schemas", "goes with"),
+            (of("database").flag("tenant.database", "tenants"), "tenant.database", "goes with"),
+            (of("schema").flag("tenant.database", ""), "tenant.database", "empty"),
+            (of("schema").flag("tenant.extensions", "citext"), "tenant.extensions", "tenant.shared_schemas"),
+            (of("schema").flag("signup.handover", "commit"), "signup.handover", "makes the schema"),
+            (Place::new().flag("main.url", URL).flag("tenant.isolation", "schema"), "tenant.owner", "an owner"),
+        ] {
+            let refusal = wrong.refusal();
+            assert!(refusal.contains(key) && refusal.contains(reason), "{key}: {refusal}");
+        }
+    }
+
+    #[test]
     fn an_env_file_is_read_as_teams_write_it() {
         let from = Place::new().env_file(
             "\u{feff}# the app's\nexport TENANTD_WORK__PARALLEL=7 # seven\nTENANTD_TENANT__OWNER='we $HOME'\nOTHER=x\n",

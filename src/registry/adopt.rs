@@ -152,11 +152,12 @@ impl Registry {
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when the database has changed since, or the key signed up meanwhile: nothing was changed.
     pub async fn adopt(&self, claim: Option<&Claim>, adoption: Adoption<'_>) -> Result<()> {
         let Adoption { key, database, version, migration_set, detail } = adoption;
-        let doing = || format!("adopt the {} {:?}", self.isolation, database.name);
+        let kind = self.isolation;
+        let doing = || format!("adopt the {kind} {:?}", database.name);
         self.see(&[&database.name]).await?;
         let mut session = self.session().await?;
         let transaction = session.transaction().await.doing(doing)?;
-        as_shown(&transaction, self.isolation, database, key).await?;
+        as_shown(&transaction, kind, database, key).await?;
         let attempt = claim.map(|claim| claim.attempt);
         let sql = match claim {
             Some(_) => format!(
@@ -183,7 +184,7 @@ impl Registry {
             None => return Err(changed(format!("tenant {key} came into the registry meanwhile"))),
         }
         let marker = quote::literal(&Marker::of(self.id, key).to_string());
-        let mark = format!("comment on {} {} is {marker}", self.isolation, quote::identifier(&database.name));
+        let mark = format!("comment on {kind} {} is {marker}", quote::identifier(&database.name));
         self.carry_out(&transaction, &mark, &doing()).await?;
         let event = "insert into tenantd.event (key, what, who, detail) values ($1, $2, $3, $4)";
         let parameters: super::Parameters<'_> =
@@ -201,10 +202,10 @@ impl Registry {
     /// # Errors
     /// [`Kind::LeaseLost`]; [`Kind::Conflict`] when a database of its name is there after all.
     pub async fn begin_anew(&self, claim: &Claim) -> Result<()> {
-        let detail = format!("its {} is lost; it gets an empty one", self.isolation);
         if let Some(name) = &claim.name {
             self.see(&[name]).await?;
         }
+        let detail = format!("its {} is lost; it gets an empty one", self.isolation);
         let sql = "with anew as (
                 update tenantd.tenant t set state = 'requested', work = 'due', due_at = now(), failures = 0, leased_until = null,
                     leased_by = null, database_oid = null, version = null, migration_set = null, migrated_from = null, access = null,

@@ -11,11 +11,11 @@ use tokio_postgres::{Row, Transaction};
 use super::claim::{Claim, damaged, fenced};
 use super::events::What;
 use super::hand_over::RENAME_TIMEOUT;
-use super::{Registry, field, locks};
+use super::{Registry, field};
 use crate::config::Isolation;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
-use crate::pg::{Doing, PooledSession, Session, admin, quote};
+use crate::pg::{Doing, PooledSession, admin, quote};
 use crate::tenant::{Marker, dropped_name};
 
 /// A database that was set aside.
@@ -56,27 +56,10 @@ pub struct Aside<'a> {
     pub grace: Duration,
 }
 
-const SELECT: &str = "
+pub(super) const SELECT: &str = "
 select d.name, d.key, d.name_before, d.version, d.what, d.who, d.backup, d.dropped_at, d.purge_after, d.condemned_at is not null as condemned,
        coalesce(t.state = 'deleting' and t.database_oid = d.database_oid, false) as of_deleting
 from tenantd.dropped d left join tenantd.tenant t on t.key = d.key";
-
-/// What the tenant's row is when its database is gone for good: forgotten, or asked for anew where the key signed up again meanwhile. In one update
-/// with the row of the database: a signup that comes at this moment waits for it, and sees what came of it.
-const PURGED: &str = "
-with gone as (
-    delete from tenantd.dropped where name = $1 and condemned_at is not null returning *
-), told as (
-    insert into tenantd.event (key, what, who, detail) select key, $2, $3, name_before || ', set aside as ' || name from gone
-), forgotten as (
-    update tenantd.tenant t
-    set state = case when t.again_at is null then 'deleted' else 'requested' end, work = case when t.again_at is null then 'idle' else 'due' end,
-        due_at = now(), created_at = coalesce(t.again_at, t.created_at), again_at = null, failures = 0, name = null, version = null, migrated_at = null,
-        migration_set = null, access = null, database_oid = null, verified_at = null, ready_at = null,
-        error_kind = null, error_text = null, error_sqlstate = null, error_step = null
-    from gone where t.key = gone.key and t.state = 'deleting' and t.database_oid = gone.database_oid
-)
-select count(*) as gone from gone";
 
 const TAKEN_BACK: &str = "
 with back as (delete from tenantd.dropped where name = $2 returning *),
@@ -97,17 +80,6 @@ impl Registry {
         let sql = format!("{SELECT} where $1::text is null or d.key = $1 order by d.dropped_at desc, d.name");
         let rows = self.query(&sql, &[(&key, Type::TEXT)], || "read what was dropped".to_owned()).await?;
         rows.iter().map(read).collect()
-    }
-
-    /// Those whose time of grace is over, or that somebody began to drop for good, the longest over first.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn to_purge(&self) -> Result<Vec<Dropped>> {
-        let sql = format!(
-            "{SELECT} where d.purge_after <= now() or d.condemned_at is not null order by d.purge_after, d.name"
-        );
-        self.query(&sql, &[], || "look for what is to be purged".to_owned()).await?.iter().map(read).collect()
     }
 
     /// Closes the tenant's database to connections, so that whoever leaves it does not come back. Whatever befalls us then, the next look at the
@@ -290,58 +262,6 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes what was set aside as `name` away from everyone, so that it can be dropped for good: where its time of grace is over, or `now`. False:
-    /// somebody was quicker and took it back.
-    ///
-    /// # Errors
-    /// [`Kind::Conflict`] when the database bears another marker than the tenant's: it is not to be touched. The main database cannot be reached.
-    pub async fn condemn(&self, dropped: &Dropped, now: bool) -> Result<bool> {
-        let marker = Marker::of(self.id, &dropped.key).to_string();
-        self.see(&[&dropped.name]).await?;
-        let rows = self
-            .query(
-                "with condemned as (
-                     update tenantd.dropped d set condemned_at = coalesce(condemned_at, now())
-                     where name = $1 and (purge_after <= now() or condemned_at is not null or $3)
-                     and not exists (select from tenantd.place p where p.name = $1 and p.marker is distinct from $2)
-                     returning 1
-                 )
-                 select exists (select from condemned) as condemned,
-                        exists (select from tenantd.place p where p.name = $1 and p.marker is distinct from $2) as foreign",
-                &[(&dropped.name, Type::TEXT), (&marker, Type::TEXT), (&now, Type::BOOL)],
-                || format!("take the {} {:?} away", self.isolation, dropped.name),
-            )
-            .await?;
-        let row = rows.first().ok_or_else(|| Error::new(Kind::Registry, "an answer came back without a row"))?;
-        if field(row, "foreign")? {
-            return Err(super::databases::not_ours(self.isolation, &dropped.name));
-        }
-        let condemned = field(row, "condemned")?;
-        if condemned {
-            reach(Point::Condemned).await;
-        }
-        Ok(condemned)
-    }
-
-    /// Forgets what was dropped for good. Its tenant, if it waited for that, is deleted, or requested anew where the key signed up meanwhile.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn purged(&self, name: &str) -> Result<()> {
-        let parameters: super::Parameters<'_> =
-            &[(&name, Type::TEXT), (&What::Purged.word(), Type::TEXT), (&self.who, Type::TEXT)];
-        self.query(PURGED, parameters, || format!("forget the {} {name:?}", self.isolation)).await.map(drop)
-    }
-
-    /// The lock of whoever drops databases for good, one at a time for all: a session that has it until it is closed. `None`: another has it.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn lock_purges(&self) -> Result<Option<Session>> {
-        let session = self.session().await?.discard();
-        Ok(locks::hold(&session, 3, "the purge").await?.then_some(session))
-    }
-
     /// Begins a fenced transaction about the database `name`, in which no rename waits for long.
     async fn begin<'a>(&self, session: &'a mut PooledSession, claim: &Claim, name: &str) -> Result<Transaction<'a>> {
         let transaction = session.transaction().await.doing(|| format!("begin work on tenant {}", claim.key))?;
@@ -393,7 +313,7 @@ fn taken(error: Error) -> Error {
     }
 }
 
-fn read(row: &Row) -> Result<Dropped> {
+pub(super) fn read(row: &Row) -> Result<Dropped> {
     Ok(Dropped {
         name: field(row, "name")?,
         key: field(row, "key")?,

@@ -68,7 +68,7 @@ impl Registry {
         schema::make(&session, &mut changes).await?;
         let identity = make_registry(server, &mut session, wishes.moved, &mut changes, &mut notes).await?;
         identity::isolate(&session, &config.tenant).await?;
-        Box::pin(shared::prepare(server, &session, config, &mut changes)).await?;
+        Box::pin(shared::prepare(server, &session, config, &mut changes, &mut notes)).await?;
         let registry = worker.registry(server, identity.id)?;
         registry.see_all(false).await?;
         let source = identity::point_at(&session, &table).await?;

@@ -33,6 +33,7 @@ pub mod lookup;
 pub mod naming;
 pub mod parts;
 pub mod print;
+mod purge;
 mod record;
 pub mod rollback;
 pub mod rollouts;

@@ -14,13 +14,21 @@ use crate::tenant::RANDOM_PREFIX;
 /// Makes what is missing, where tenants have schemas. `main` is a session on the main database.
 ///
 /// # Errors
-/// [`Kind::Usage`] when the tenants' owner has more there than tenants; [`Kind::Rights`], with the statement for whoever may.
-pub(super) async fn prepare(server: &Server, main: &Client, config: &Config, changes: &mut Vec<String>) -> Result<()> {
+/// [`Kind::Usage`] when the tenants' owner has more there than tenants, or a schema that they are to share is missing; [`Kind::Rights`], with the statement for
+/// whoever may.
+pub(super) async fn prepare(
+    server: &Server,
+    main: &Client,
+    config: &Config,
+    changes: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
     if config.tenant.isolation != Isolation::Schema {
         return Ok(());
     }
     let Some(database) = &config.tenant.database else {
         owner_has_tenants_only(main, main, config).await?;
+        look_at_shared(main, config, notes).await?;
         return make_extensions(main, config, changes).await;
     };
     let there = match server.connect(Some(database), "tenantd:setup").await {
@@ -33,6 +41,7 @@ pub(super) async fn prepare(server: &Server, main: &Client, config: &Config, cha
     };
     let there = there.map_err(|error| unreachable(error, database))?;
     owner_has_tenants_only(main, &there, config).await?;
+    look_at_shared(&there, config, notes).await?;
     make_extensions(&there, config, changes).await?;
     there.close().await;
     Ok(())
@@ -53,8 +62,8 @@ async fn make(main: &Client, config: &Config, database: &str) -> Result<()> {
 }
 
 /// Makes sure that the tenants' owner owns nothing but tenants, in the database that their schemas are in: its migrations could reach that. A role
-/// that it is a member of counts as itself. Whatever is named as a tenant is taken for one, restored or left over: a sweep tells of it, and it must
-/// not stop the others.
+/// that it is a member of counts as itself. Whatever is named as a tenant is taken for one, restored or left over: a sweep tells of it, and it must not stop
+/// the others.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what it owns.
@@ -67,7 +76,7 @@ async fn owner_has_tenants_only(main: &Client, there: &Client, config: &Config) 
         )
         .await
         .doing(|| "look which schemas are ours".to_owned())?;
-    let (marks, known): (String, Vec<String>) = (field(&ours, "marks")?, field(&ours, "names")?);
+    let (marks, tenants): (String, Vec<String>) = (field(&ours, "marks")?, field(&ours, "names")?);
     let row = there
         .query_typed_one(
             "with tenants as (
@@ -85,7 +94,7 @@ async fn owner_has_tenants_only(main: &Client, there: &Client, config: &Config) 
             &[
                 (owner, Type::TEXT),
                 (&marks, Type::TEXT),
-                (&known, Type::TEXT_ARRAY),
+                (&tenants, Type::TEXT_ARRAY),
                 (&RANDOM_PREFIX, Type::TEXT),
                 (&config.tenant.names.prefix(), Type::TEXT),
             ],
@@ -100,6 +109,42 @@ async fn owner_has_tenants_only(main: &Client, there: &Client, config: &Config) 
     Err(Error::usage(format!("role {owner:?}, which is to own the tenants' schemas, has more than these: {}{more}", named.join(", "))).hint(
         "a careless migration could change or drop that: give it to another role (alter … owner to), or name a role that owns nothing in tenant.owner",
     ))
+}
+
+/// Makes sure that the schemas which tenants share are there, and notes who of those that work in tenants may not enter one.
+///
+/// # Errors
+/// [`Kind::Usage`], naming what is missing.
+async fn look_at_shared(client: &Client, config: &Config, notes: &mut Vec<String>) -> Result<()> {
+    let tenant = &config.tenant;
+    let roles: Vec<&String> = tenant.owner.iter().chain(&tenant.use_roles).collect();
+    let row = client
+        .query_typed_one(
+            "select array(select s from unnest($1::text[]) s where to_regnamespace(quote_ident(s)) is null) as missing,
+                    array(select format('grant usage on schema %I to %I', n.nspname, r.rolname)
+                          from pg_namespace n, pg_roles r where n.nspname = any ($1::text[]::name[]) and r.rolname = any ($2::text[]::name[])
+                          and not has_schema_privilege(r.oid, n.oid, 'usage') order by 1) as shut,
+                    current_database()::text as here",
+            &[(&tenant.shared_schemas, Type::TEXT_ARRAY), (&roles, Type::TEXT_ARRAY)],
+        )
+        .await
+        .doing(|| "look at the schemas in tenant.shared_schemas".to_owned())?;
+    let (missing, here): (Vec<String>, String) = (field(&row, "missing")?, field(&row, "here")?);
+    if !missing.is_empty() {
+        let create: Vec<String> =
+            missing.iter().map(|name| format!("create schema {}", quote::identifier(name))).collect();
+        return Err(Error::usage(format!(
+            "tenant.shared_schemas names what database {here:?} does not have: {}",
+            missing.join(", ")
+        ))
+        .hint(format!("correct the setting, or make them there: {}", create.join("; "))));
+    }
+    let shut: Vec<String> = field(&row, "shut")?;
+    if !shut.is_empty() {
+        notes
+            .push(format!("who works in tenants may not enter every shared schema; as its owner: {}", shut.join("; ")));
+    }
+    Ok(())
 }
 
 /// Makes the extensions that tenants share, in the first of the shared schemas.

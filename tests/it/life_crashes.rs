@@ -54,16 +54,16 @@ fn of_schemas() -> Vec<Case> {
     let half = ("requested held", "requested held");
     let emptied =
         Case { holds: Some(""), rescue: OVER, ..case(Point::SetAside, RESET, ("requested due", "ready idle")) };
-    let filled = |point, stands| Case { holds: None, rescue: RESTORE, ..case(point, FROM_FILE, stands) };
+    let filled = |point| Case { holds: None, rescue: OVER, ..case(point, FROM_FILE, half) };
     let kept = [Point::Dumped, Point::BackedUp, Point::Dropped, Point::Restored, Point::Condemned, Point::Purged];
     let mut cases: Vec<Case> = of_databases().into_iter().filter(|case| kept.contains(&case.point)).collect();
     cases.extend([
         Case { point: Point::Made, ..emptied },
         Case { point: Point::HandedOver, ..emptied },
         emptied,
-        filled(Point::SetAside, half),
-        filled(Point::FillBegun, half),
-        filled(Point::Filled, half),
+        Case { rescue: RESTORE, ..filled(Point::SetAside) },
+        filled(Point::FillBegun),
+        filled(Point::Filled),
         Case {
             holds: Some("backed up"),
             rescue: OVER,

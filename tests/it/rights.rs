@@ -98,6 +98,30 @@ async fn nobody_has_a_right_more_in_the_registry() {
 
 const PASSWORD: &str = "swordfish-of-one";
 
+/// What needs no connection to the database `N`; `O` is a role. The last two a schema has not.
+const FROM_OUTSIDE: [&str; 7] = [
+    "drop database N",
+    "alter database N rename to mine",
+    "comment on database N is 'mine'",
+    "alter database N owner to \"O\"",
+    "grant connect on database N to public",
+    "alter database N set search_path = 'x'",
+    "create database mine template N",
+];
+
+/// Tries each statement from outside as `role` on each of `names`.
+async fn may_change_none(database: &TestDatabase, role: &str, names: impl Iterator<Item = &String>) {
+    let client = database.tenants_superuser().await;
+    run(&client, &format!("set role \"{role}\"")).await;
+    let tried = if database.isolation() == Isolation::Database { &FROM_OUTSIDE[..] } else { &FROM_OUTSIDE[..5] };
+    for name in names {
+        for tried in tried {
+            let sql = database.meant(&tried.replace('N', &format!("\"{name}\"")).replace('O', role));
+            assert_eq!(refused(&client, &sql).await, "42501", "{sql}");
+        }
+    }
+}
+
 /// Goal: roles that own one tenant each reach that one and no other, nor a template, a spare or what was set aside; and tenantd itself works on without a
 /// right more. Method: a role for each tenant; every pair of role and database tried, every statement that needs no connection too.
 #[tokio::test]
@@ -142,27 +166,7 @@ async fn who_owns_one_tenant_reaches_no_other() {
         }
     }
     assert_eq!(refusals, number * (number - 1) + number * hidden.len());
-    let other = database.tenants_superuser().await;
-    run(&other, &format!("set role \"{}\"", roles[0])).await;
-    for tried in [
-        "drop database N",
-        "alter database N rename to mine",
-        "comment on database N is 'mine'",
-        "alter database N owner to \"O\"",
-        "grant connect on database N to public",
-        "alter database N set search_path = 'x'",
-        "create database mine template N",
-    ]
-    .into_iter()
-    .take(if by_schema { 5 } else { 7 })
-    {
-        for name in names[1..].iter().chain(&hidden) {
-            let sql = tried.replace('N', &format!("\"{name}\"")).replace('O', &roles[0]);
-            let sql = database.meant(&sql);
-            assert_eq!(refused(&other, &sql).await, "42501", "{sql}");
-        }
-    }
-    drop(other);
+    may_change_none(&database, &roles[0], names[1..].iter().chain(&hidden)).await;
     // They are given back, as the sweep would find them.
     let before: BTreeSet<_> =
         futures_util::future::join_all(names.iter().map(|name| oid(&database, name))).await.into_iter().collect();

@@ -331,3 +331,24 @@ async fn a_moved_schema_that_is_not_ours_any_more_stays() {
     drop(client);
     database.finish().await;
 }
+
+/// Goal: schemas that tenants are to share and that are not there are named before anything is made, and who may not enter one is told. Method: setup, in the main
+/// database and in another, with one that is missing and one that is shut.
+#[tokio::test]
+async fn shared_schemas_are_looked_at_first() {
+    for database in [TestDatabase::new().await.with_schemas().await, TestDatabase::new().await.with_schemas_elsewhere()]
+    {
+        let program = Program::for_database(&database).setting("tenant.shared_schemas", "shared,pg_catalog");
+        let refused = program.run(&["setup"]).await;
+        assert_eq!(refused.code(), 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains("does not have: shared\n"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("create schema \"shared\""), "{}", refused.stderr);
+        database.tenant_superuser("public").await.batch_execute("create schema shared").await.expect("make it");
+        let told = run(&program, &["setup"]).await;
+        assert!(
+            told.contains("grant usage on schema shared to app; grant usage on schema shared to tenant_owner"),
+            "{told}"
+        );
+        database.finish().await;
+    }
+}

@@ -98,23 +98,24 @@ async fn making() {
     let scene = Scene::new().await;
     assert_eq!(scene.program.run(&["setup"]).await.code(), 0);
     scene.database.sign_up("one@example.org").await;
-    let points = [
-        Point::TemplateAnnounced,
-        Point::TemplateMade,
-        Point::TemplateOpened,
-        Point::MigrationBegun,
-        Point::TemplateFilled,
-        Point::TemplateClosed,
-        Point::TemplateComplete,
-        Point::Claimed,
-        Point::Named,
-        Point::Announced,
-        Point::Made,
-        Point::Taken,
-        Point::HandedOver,
-    ];
-    for point in points {
-        scene.stop_at(point, &[]).await;
+    let [before, made]: [&[Point]; 2] = match scene.database.isolation() {
+        Isolation::Database => [
+            &[
+                Point::TemplateAnnounced,
+                Point::TemplateMade,
+                Point::TemplateOpened,
+                Point::MigrationBegun,
+                Point::TemplateFilled,
+                Point::TemplateClosed,
+                Point::TemplateComplete,
+            ],
+            &[Point::Announced, Point::Made, Point::Taken, Point::HandedOver],
+        ],
+        // A schema is migrated as it is made.
+        Isolation::Schema => [&[], &[Point::MigrationBegun, Point::Made, Point::HandedOver]],
+    };
+    for point in [before, &[Point::Claimed, Point::Named], made].into_iter().flatten() {
+        scene.stop_at(*point, &[]).await;
     }
     // One that the trigger missed.
     execute(

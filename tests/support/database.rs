@@ -22,8 +22,7 @@ pub const APP_PASSWORD: &str = "swordfish-of-app";
 /// Password of the role `stranger`.
 pub const STRANGER_PASSWORD: &str = "swordfish-of-stranger";
 
-/// What tenants have of their own in every test that does not say: `database`, the default, `schema`, or `elsewhere`, a schema in another database than
-/// the main one.
+/// What tenants have of their own in every test that does not say: `database`, the default, or `schema`.
 const ISOLATION: &str = "TENANTD_TEST_ISOLATION";
 
 /// Cloned for every test, and never entered.
