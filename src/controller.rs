@@ -245,6 +245,8 @@ impl Controller {
             () = self.finish_in_order(&context) => {}
             () = force => {}
         }
+        // Before its tasks end: what still runs in a session that would go back there is broken off with it.
+        context.tenants.close();
         context.registry.close();
     }
 

@@ -16,7 +16,7 @@ pub(crate) async fn tell(stage: &Stage, users: &[User], figures: &Figures) {
     assert_eq!((signed_up, ready, databases), (20, 20, 20), "users, tenants ready, databases");
     assert_eq!(users.len(), 20, "users of the story");
     let admin = stage.database.superuser().await;
-    let found = audit(&admin, &stage.database.place_seen_by(&admin).await, stage.database.prefix(), &[]).await;
+    let found = audit(&admin, &stage.database.place(&admin).await, stage.database.prefix(), &[]).await;
     assert!(found.is_empty(), "left behind:\n{}", found.join("\n"));
     page.heading("In short");
     let isolation = stage.database.isolation();

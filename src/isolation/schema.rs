@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::{Isolation, database_of, executor, fresh_look, roles_that_enter};
 use crate::config;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::migrate::{Among, AppliedRow};
 use crate::pg::{Doing, Executor, History, Pool, PooledSession, Server, quote, schemas};
@@ -74,7 +74,14 @@ impl<'a> SchemaIsolation<'a> {
         let database = database_of(server, self.settings, desired.name);
         let session = self.session().await?;
         let name = format!("tenantd:{}", claim.key);
-        executor.found(session, &create, || server.connect_again(database, &name)).await?;
+        let founded = executor.found(session, &create, || server.connect_again(database, &name)).await;
+        founded.map_err(|error| match error.kind() {
+            Kind::Rights => {
+                let (database, user) = (quote::identifier(database), quote::identifier(server.connection().user()));
+                error.hint(format!("as an administrator: grant create on database {database} to {user}"))
+            }
+            _ => error,
+        })?;
         reach(Point::Made).await;
         Ok(())
     }

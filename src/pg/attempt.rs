@@ -92,13 +92,18 @@ impl Attempt<'_> {
         Ok(if answer.iter().any(own) { session } else { session.shared() })
     }
 
-    /// A tenant that was made read-only by a setting is that tenant's matter; on the main database it ends all work.
+    fn is_for_all(&self) -> bool {
+        self.main || self.database == self.connection.database
+    }
+
+    /// A tenant that was made read-only by a setting is that tenant's matter; on the main database, where all tenants' schemas may be, it ends all work.
     async fn takes_writes(&self, session: &Session, standing: &Standing) -> Result<bool> {
         if let (Some(in_recovery), Some(read_only)) = (standing.in_recovery, standing.read_only) {
-            let refuses = in_recovery || (self.main && read_only);
+            let refuses = in_recovery || (self.is_for_all() && read_only);
             return Ok(!refuses);
         }
-        let question = if self.main { "show transaction_read_only" } else { "select pg_catalog.pg_is_in_recovery()" };
+        let question =
+            if self.is_for_all() { "show transaction_read_only" } else { "select pg_catalog.pg_is_in_recovery()" };
         let answer = session.simple_query(question).await.doing(|| "ask whether the server takes writes".to_owned())?;
         let says_yes = |message: &SimpleQueryMessage| match message {
             SimpleQueryMessage::Row(row) => {

@@ -109,8 +109,12 @@ pub async fn read_own(client: &Client, schema: &str) -> Result<Catalogue> {
         let part_of = defined.part_of.as_deref().map(own);
         (Object { name: own(&object.name), ..object }, Defined { part_of, definition: own(&defined.definition) })
     });
-    // The schema itself is looked at from outside, as a database is.
-    let inside = read.filter(|(object, _)| object.name != OWN && !object.name.starts_with(&format!("on {OWN} to ")));
+    // Whose it is and who may enter is seen from outside, as of a database.
+    let inside = read.filter(|(object, _)| !object.name.starts_with(&format!("on {OWN} to ")));
+    let inside = inside.map(|(object, defined)| {
+        let definition = if object.name == OWN { String::new() } else { defined.definition };
+        (object, Defined { definition, ..defined })
+    });
     Ok(Catalogue(inside.collect()))
 }
 

@@ -31,6 +31,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// log; a transaction that had failed refuses the BEGIN, and the session is thrown away. Then: whether the server still takes writes.
 const CLEAN: &str = "begin; rollback; show transaction_read_only";
 
+/// Whether the server still takes writes.
+const READ_ONLY: &str = "show transaction_read_only";
+
 /// A bounded number of sessions on the main database. Clones share them.
 ///
 /// A session is handed out only if it was left in order a moment ago, or answers and has no transaction open; one whose statement still runs
@@ -295,12 +298,15 @@ impl managed::Manager for Maker {
         if !self.wiped && kept.in_order.load(Ordering::Relaxed) && metrics.last_used() < RECENT {
             return Ok(());
         }
-        if self.wiped {
-            // Refuses in a transaction that was left open.
-            kept.session.batch_execute("discard all").await.doing(|| "clean a session of the tenants".to_owned())?;
-            return Ok(());
-        }
-        let said = kept.session.simple_query(CLEAN).await.doing(|| "clean a pooled session".to_owned())?;
+        let said = if self.wiped {
+            // Refuses in a transaction that was left open, and in one with any other statement.
+            let (wiped, said) =
+                tokio::join!(kept.session.batch_execute("discard all"), kept.session.simple_query(READ_ONLY));
+            wiped.and(said)
+        } else {
+            kept.session.simple_query(CLEAN).await
+        };
+        let said = said.doing(|| "clean a pooled session".to_owned())?;
         let read_only =
             |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on"));
         if self.server.connection().writable && said.iter().any(read_only) {

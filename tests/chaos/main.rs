@@ -153,9 +153,7 @@ async fn finish(mut run: Run, rested: Option<Duration>) {
     }
     run.end_daemons().await;
     let client = fleet.database.superuser().await;
-    let left =
-        support::audit::audit(&client, &fleet.database.place_seen_by(&client).await, fleet.database.prefix(), &[])
-            .await;
+    let left = support::audit::audit(&client, &fleet.database.place(&client).await, fleet.database.prefix(), &[]).await;
     fleet.counts.all_violated("left behind", left);
     let figures = "select count(*), count(*) filter (where t.key is null),
                           coalesce(round((extract(epoch from max(t.ready_at - u.created_at)))::numeric, 1)::text, '-'),

@@ -19,13 +19,14 @@ async fn one_ready(database: &TestDatabase, fleet: &Fleet) -> (String, String) {
 
 /// What must not change of a database that is not ours: oid, comment, rights, owner, and whether its table holds its row.
 async fn portrait(database: &TestDatabase, name: &str) -> String {
-    let select = format!("select to_jsonb(p)::text from {} p where name = $1", database.place());
-    let outside: String = database.superuser().await.query_one(&select, &[&name]).await.expect("it is there").get(0);
+    let client = database.superuser().await;
+    let select = format!("select to_jsonb(p)::text from {} p where name = $1", database.place(&client).await);
+    let outside: String = client.query_one(&select, &[&name]).await.expect("it is there").get(0);
     let mut limits = String::new();
     if database.isolation() == Isolation::Database {
         let select =
             format!("select concat_ws(' ', datallowconn, datconnlimit) from pg_database where datname = '{name}'");
-        limits = one(&database.superuser().await, &select).await;
+        limits = one(&client, &select).await;
     }
     let inside = "select string_agg(relname || ' ' || coalesce(relacl::text, ''), ',' order by relname)
                   || (select string_agg(word, ',') from precious)

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tenantd::config::Isolation;
 use tenantd::error::Kind;
 use tenantd::migrations::source;
 use tenantd::provision::Outcome;
@@ -304,7 +305,9 @@ async fn newer_tenants_are_left_alone() {
     assert_eq!((report.newer, report.made, report.failed.len(), report.chosen), (2, 1, 0, 1), "{report:?}");
     assert!(!report.is_clean());
     assert_eq!(row(&database, &keys[0]).await, before);
-    assert_eq!(row(&database, &new).await["version"].as_i64(), Some(3));
+    // A schema is made by the migrations that its maker carries, a database from the newest template.
+    let (made_at, newer) = if database.isolation() == Isolation::Database { (3, 3) } else { (2, 2) };
+    assert_eq!(row(&database, &new).await["version"].as_i64(), Some(made_at));
 
     // Also when the registry lies, as after a restored backup: what the tenant itself holds counts.
     execute(
@@ -318,7 +321,7 @@ async fn newer_tenants_are_left_alone() {
     .await;
     execute(&database, "update tenantd.tenant set verified_at = now() - interval '2 days'").await;
     let report = sweep_with(&database, folder.path(), &[]).await;
-    assert_eq!((report.newer, report.ready, report.failed.len()), (3, 0, 0), "{report:?}");
+    assert_eq!((report.newer, report.failed.len()), (newer, 0), "{report:?}");
     let left = row(&database, &keys[0]).await;
     assert_eq!(
         (left["failures"].as_i64(), left["error_kind"].as_str(), left["leased_until"].as_str()),
@@ -410,10 +413,18 @@ async fn a_missing_right_to_create_counts_against_nobody() {
     daemon.wait_for_line("tenantd is at work", SOON).await;
     let first = database.sign_up("first@example.org").await;
     until("the first", SOON, async || row(&database, &first).await["state"] == "ready").await;
-    execute(&database, "alter role tenantd nocreatedb").await;
+    execute(
+        &database,
+        &database
+            .let_make("tenantd")
+            .replace("createdb", "nocreatedb")
+            .replace("grant", "revoke")
+            .replace(" to ", " from "),
+    )
+    .await;
     let keys = sign_up(&database, 3).await;
     let told = daemon.wait_for_line("the server fails", SOON).await;
-    assert!(told.contains("42501") && told.contains("createdb"), "{told}");
+    assert!(told.contains("42501") && told.contains("as an administrator: "), "{told}");
     let spares = "select count(*) from tenantd.spare";
     let client = database.superuser().await;
     let untouched = async || {
@@ -429,7 +440,7 @@ async fn a_missing_right_to_create_counts_against_nobody() {
     until("each to be tried", SOON, async || client.query_one(tried, &[]).await.expect("count").get::<_, i64>(0) == 4)
         .await;
     assert!(untouched().await);
-    execute(&database, "alter role tenantd createdb").await;
+    execute(&database, &database.let_make("tenantd")).await;
     daemon.wait_for_line("the server works again", SOON).await;
     let ready = "select count(*) from tenantd.tenant where state = 'ready'";
     until("all ready", SOON, async || client.query_one(ready, &[]).await.expect("count").get::<_, i64>(0) == 4).await;

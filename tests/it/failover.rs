@@ -136,13 +136,14 @@ async fn take_over() {
 
 /// Spares in the registry without a database, and databases under their names that are not in the registry.
 async fn no_stray_spare(database: &TestDatabase) {
-    let place = database.place();
+    let client = database.superuser().await;
+    let place = database.place(&client).await;
     let strays = format!(
         "select coalesce(s.name, d.name) from (select name from tenantd.spare where made_at is not null) s
                   full join (select name from {place} p where starts_with(name, $1)) d on d.name = s.name
                   where s.name is null or d.name is null"
     );
-    let strays = database.superuser().await.query(&strays, &[&SPARE_PREFIX]).await.expect("look");
+    let strays = client.query(&strays, &[&SPARE_PREFIX]).await.expect("look");
     assert!(strays.is_empty(), "{:?}", strays.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
 }
 

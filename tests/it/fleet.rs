@@ -181,16 +181,18 @@ pub fn write_migrations(folder: &Path, files: &[(&str, &str)]) {
 
 /// The oid of the database, or schema, `name`; `None` when there is none.
 pub async fn oid(database: &TestDatabase, name: &str) -> Option<u32> {
-    let select = format!("select oid from {} p where name = $1", database.place());
-    database.superuser().await.query_opt(&select, &[&name]).await.expect("look").map(|row| row.get(0))
+    let client = database.superuser().await;
+    let select = format!("select oid from {} p where name = $1", database.place(&client).await);
+    client.query_opt(&select, &[&name]).await.expect("look").map(|row| row.get(0))
 }
 
 /// Names of databases, or schemas, in the making that the registry knows and that are there; spares that are kept for anyone are not among them.
 pub async fn half_made(database: &TestDatabase) -> Vec<String> {
+    let client = database.superuser().await;
     let select = format!(
         "select s.name from tenantd.spare s join {} d on d.name = s.name where s.made_at is null or s.key is not null",
-        database.place()
+        database.place(&client).await
     );
-    let rows = database.superuser().await.query(&select, &[]).await.expect("look");
+    let rows = client.query(&select, &[]).await.expect("look");
     rows.iter().map(|row| row.get(0)).collect()
 }

@@ -148,7 +148,7 @@ async fn the_audit_finds_each_thing() {
     database.sign_up("nobody-recorded@example.org").await;
     let client = database.superuser().await;
     assert!(
-        audit(&client, &database.place_seen_by(&client).await, database.prefix(), &[Finding::UserWithoutTenant])
+        audit(&client, &database.place(&client).await, database.prefix(), &[Finding::UserWithoutTenant])
             .await
             .is_empty(),
         "no registry: no findings"
@@ -176,7 +176,7 @@ async fn the_audit_finds_each_thing() {
     let by_schema = database.isolation() == Isolation::Schema;
     let limit = |limit: i32| format!("update pg_database set datconnlimit = {limit} where datname = '{two}'");
     client.batch_execute(&limit(-2)).await.expect("a database that is not whole");
-    let found = audit(&client, &database.place_seen_by(&client).await, database.prefix(), &[]).await;
+    let found = audit(&client, &database.place(&client).await, database.prefix(), &[]).await;
     // What only databases can be.
     let other = [Finding::InvalidDatabase, Finding::OpenSpare];
     for finding in Finding::ALL.into_iter().filter(|finding| !by_schema || !other.contains(finding)) {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
-use tenantd::config::{Sources, load};
+use tenantd::config::{Isolation, Sources, load};
 use tenantd::error::Kind;
 use tenantd::migrations::embedded;
 use tenantd::migrations::split::split;
@@ -19,7 +19,7 @@ use crate::sql::{one, run, tenants, warnings};
 use crate::support::audit::Finding;
 use crate::support::count::times;
 use crate::support::daemon::Program;
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, isolation};
 
 /// So many values, the same in each run.
 fn several<S: Strategy>(strategy: &S, number: usize) -> Vec<S::Value> {
@@ -150,8 +150,13 @@ impl Names {
     fn file(&self) -> String {
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let text = |text: String| toml::Value::from(text).to_string();
+        // A schema is not handed over at the commit.
+        let (handover, spares) = match isolation() {
+            Isolation::Database => ("commit", "[spares]\nmin = 1\nmax = 1\n"),
+            Isolation::Schema => ("daemon", ""),
+        };
         format!(
-            "[signup]\ntable = {}\nid_column = {}\nhandover = \"commit\"\n[tenant]\nowner = {}\nuse = [{}]\n[spares]\nmin = 1\nmax = 1\n",
+            "[signup]\ntable = {}\nid_column = {}\nhandover = \"{handover}\"\n[tenant]\nowner = {}\nuse = [{}]\n{spares}",
             text(format!("{}.{}", quoted(&self.schema), quoted(&self.table))),
             text(quoted(&self.column)),
             text(quoted(&self.owner)),
@@ -263,7 +268,7 @@ async fn whole_way(names: &Names, file: &std::path::Path) {
     assert_eq!(warnings(&database), [""; 0]);
     let report = fleet.sweep().await;
     assert_eq!((report.requested, report.made, report.failed.len()), (1, 2, 0), "{report:?}");
-    let place = database.place();
+    let place = database.place(&admin).await;
     let owners = format!("select string_agg(distinct owner, ' ') from {place} p join tenantd.tenant using (name)");
     assert_eq!(one::<String>(&admin, &owners).await, names.owner);
     let may = format!(

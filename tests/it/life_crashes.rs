@@ -54,16 +54,16 @@ fn of_schemas() -> Vec<Case> {
     let half = ("requested held", "requested held");
     let emptied =
         Case { holds: Some(""), rescue: OVER, ..case(Point::SetAside, RESET, ("requested due", "ready idle")) };
-    let filled = |point, stands| Case { holds: None, rescue: RESTORE, ..case(point, FROM_FILE, stands) };
+    let filled = |point| Case { holds: None, rescue: OVER, ..case(point, FROM_FILE, half) };
     let kept = [Point::Dumped, Point::BackedUp, Point::Dropped, Point::Restored, Point::Condemned, Point::Purged];
     let mut cases: Vec<Case> = of_databases().into_iter().filter(|case| kept.contains(&case.point)).collect();
     cases.extend([
         Case { point: Point::Made, ..emptied },
         Case { point: Point::HandedOver, ..emptied },
         emptied,
-        filled(Point::SetAside, half),
-        filled(Point::FillBegun, half),
-        filled(Point::Filled, half),
+        Case { rescue: RESTORE, ..filled(Point::SetAside) },
+        filled(Point::FillBegun),
+        filled(Point::Filled),
         Case {
             holds: Some("backed up"),
             rescue: OVER,
@@ -187,6 +187,8 @@ async fn die_and_go_on(case: Case) {
                 enter(&database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
             app.close().await;
         }
+        // A schema that a backup was being read into stands half-filled under the tenant's name.
+        None if case.stands.1 == "requested held" => {}
         None => assert_eq!(oid(&database, &name).await, None, "{what}"),
     }
     if !case.rescue.is_empty() {

@@ -107,6 +107,8 @@ const NONE: &[(&str, &str)] = &[
     ("BackedUp", "pg_dump wrote a file"),
     ("Dumped", "pg_dump wrote a file"),
     ("MigrationBegun", "the transaction has still to commit"),
+    ("CarriedOut", "in another database than the main one: see `schemas`"),
+    ("Moved", "in another database than the main one: see `schemas`"),
     ("Vacated", "everybody has left"),
     ("CanariesChosen", "they are chosen in the process and written down by CanariesPassed"),
 ];

@@ -58,7 +58,7 @@ async fn a_signup_becomes_a_database() {
         "select owner, marker, (select string_agg(concat_ws(' ', r.rolname, privilege_type), ', ' order by 1)
                                 from aclexplode(acl) left join pg_roles r on r.oid = grantee where grantee <> (select oid from pg_roles where rolname = owner))
          from {} p where name = $1",
-        database.place()
+        database.place(&admin).await
     );
     let seen = admin.query_one(&select, &[&name]).await.expect("look");
     assert_eq!(seen.get::<_, String>(0), "tenant_owner");

@@ -17,11 +17,12 @@ use crate::support::server::programs;
 
 /// The databases under random names that stand on the server for this registry.
 async fn random_names(database: &TestDatabase) -> i64 {
+    let client = database.superuser().await;
     let select = format!(
         "select count(*) from {} p where name in (select name from tenantd.spare union select name from tenantd.dropped)",
-        database.place()
+        database.place(&client).await
     );
-    one(&database.superuser().await, &select).await
+    one(&client, &select).await
 }
 
 async fn backed_up(program: &Program, key: &str) -> String {
@@ -63,8 +64,10 @@ async fn a_backup_takes_the_place_of_what_is_there() {
     let app = enter(&database, &database.app_url(), &name).await.expect("app may enter");
     app.batch_execute("insert into log_message (message) values ('by app')").await.expect("app can work in it");
     app.close().await;
-    let public = format!("select public from {} p where name = '{name}'", database.place());
-    assert!(!one::<bool>(&database.superuser().await, &public).await);
+    let client = database.superuser().await;
+    let public = format!("select public from {} p where name = '{name}'", database.place(&client).await);
+    assert!(!one::<bool>(&client, &public).await);
+    drop(client);
 
     let swapped = program.run(&["restore", key, "--replace"]).await;
     assert_eq!(swapped.code(), 0, "{swapped:?}");

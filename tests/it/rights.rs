@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use tenantd::config::Isolation;
+
 use crate::fleet::{Fleet, enter, execute, oid};
 use crate::life;
 use crate::sql::{one, refused, run, server_version};
@@ -34,8 +36,10 @@ select kind || ' ' || name || ': ' || may from (
 #[tokio::test]
 async fn nobody_has_a_right_more_in_the_registry() {
     let database = TestDatabase::new().await;
-    let settings =
-        [("signup.on_delete", "drop"), ("spares.max", "1"), ("spares.min", "1"), ("signup.handover", "commit")];
+    let mut settings = vec![("signup.on_delete", "drop")];
+    if database.isolation() == Isolation::Database {
+        settings.extend([("spares.max", "1"), ("spares.min", "1"), ("signup.handover", "commit")]);
+    }
     let fleet = Fleet::install(&database, &settings).await;
     let admin = database.superuser().await;
     let expected = ["function wait: execute", "relation tenants: select", "schema tenantd: usage"];
@@ -98,6 +102,30 @@ async fn nobody_has_a_right_more_in_the_registry() {
 
 const PASSWORD: &str = "swordfish-of-one";
 
+/// What needs no connection to the database `N`; `O` is a role. The last two a schema has not.
+const FROM_OUTSIDE: [&str; 7] = [
+    "drop database N",
+    "alter database N rename to mine",
+    "comment on database N is 'mine'",
+    "alter database N owner to \"O\"",
+    "grant connect on database N to public",
+    "alter database N set search_path = 'x'",
+    "create database mine template N",
+];
+
+/// Tries each statement from outside as `role` on each of `names`.
+async fn may_change_none(database: &TestDatabase, role: &str, names: impl Iterator<Item = &String>) {
+    let client = database.tenants_superuser().await;
+    run(&client, &format!("set role \"{role}\"")).await;
+    let tried = if database.isolation() == Isolation::Database { &FROM_OUTSIDE[..] } else { &FROM_OUTSIDE[..5] };
+    for name in names {
+        for tried in tried {
+            let sql = database.meant(&tried.replace('N', &format!("\"{name}\"")).replace('O', role));
+            assert_eq!(refused(&client, &sql).await, "42501", "{sql}");
+        }
+    }
+}
+
 /// Goal: roles that own one tenant each reach that one and no other, nor a template, a spare or what was set aside; and tenantd itself works on without a
 /// right more. Method: a role for each tenant; every pair of role and database tried, every statement that needs no connection too.
 #[tokio::test]
@@ -114,15 +142,16 @@ async fn who_owns_one_tenant_reaches_no_other() {
     for (role, name) in roles.iter().zip(&names) {
         run(
             &admin,
-            &format!(
+            &database.meant(&format!(
                 "create role \"{role}\" login password '{PASSWORD}'; alter database \"{name}\" owner to \"{role}\""
-            ),
+            )),
         )
         .await;
     }
     let hidden = "select name from tenantd.template union all select name from tenantd.spare union all select name from tenantd.dropped";
     let hidden: Vec<String> = admin.query(hidden, &[]).await.expect("list").iter().map(|row| row.get(0)).collect();
-    assert!(hidden.len() >= 2, "a template and what was dropped: {hidden:?}");
+    let by_schema = database.isolation() == Isolation::Schema;
+    assert!(hidden.len() >= if by_schema { 1 } else { 2 }, "a template and what was dropped: {hidden:?}");
     for role in &roles {
         let url =
             database.stranger_url().replacen("stranger:swordfish%2Dof%2Dstranger", &format!("{role}:{PASSWORD}"), 1);
@@ -141,28 +170,13 @@ async fn who_owns_one_tenant_reaches_no_other() {
         }
     }
     assert_eq!(refusals, number * (number - 1) + number * hidden.len());
-    let other = database.superuser().await;
-    run(&other, &format!("set role \"{}\"", roles[0])).await;
-    for tried in [
-        "drop database N",
-        "alter database N rename to mine",
-        "comment on database N is 'mine'",
-        "alter database N owner to \"O\"",
-        "alter database N set search_path = 'x'",
-        "grant connect on database N to public",
-        "create database mine template N",
-    ] {
-        for name in names[1..].iter().chain(&hidden) {
-            let sql = tried.replace('N', &format!("\"{name}\"")).replace('O', &roles[0]);
-            assert_eq!(refused(&other, &sql).await, "42501", "{sql}");
-        }
-    }
-    drop(other);
+    may_change_none(&database, &roles[0], names[1..].iter().chain(&hidden)).await;
     // They are given back, as the sweep would find them.
     let before: BTreeSet<_> =
         futures_util::future::join_all(names.iter().map(|name| oid(&database, name))).await.into_iter().collect();
     for (role, name) in roles.iter().zip(&names) {
-        run(&admin, &format!("alter database \"{name}\" owner to tenant_owner; drop role \"{role}\"")).await;
+        database.outside(&format!("alter database \"{name}\" owner to tenant_owner")).await;
+        run(&admin, &format!("drop role \"{role}\"")).await;
     }
     assert_eq!(program.run(&["--sweep-once"]).await.code(), 0);
     let after: BTreeSet<_> =

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tenantd::config::Isolation;
 
 use crate::fleet::execute;
 use crate::support::daemon::{Output, Program};
@@ -42,7 +43,9 @@ async fn shown(database: &TestDatabase, program: &Program, key: &str) -> String 
     let text = output.stdout.replace(&database.tenant_name(key), "NAME").replace(key, "KEY");
     let masked = |line: &str| match line.split(", ").collect::<Vec<_>>().as_slice() {
         [at, _] if line.starts_with("Signed up") => format!("{at}, AGE"),
-        [name, size, rest @ ..] if size.ends_with(" MB") => format!("{name}, SIZE, {}", rest.join(", ")),
+        [name, size, rest @ ..] if size.ends_with(" MB") || size.ends_with(" kB") => {
+            format!("{name}, SIZE, {}", rest.join(", "))
+        }
         _ => line.to_owned(),
     };
     text.lines().map(masked).collect::<Vec<_>>().join("\n")
@@ -74,6 +77,12 @@ VERSION  MIGRATION    APPLIED                  TOOK   BY
 Events:
 2020-01-03 00:00:00 UTC  held         KEY  by alice@host: for the audit
 2020-01-04 00:00:00 UTC  released     KEY  by bob@host";
+    let by_schema = database.isolation() == Isolation::Schema;
+    let expected = if by_schema {
+        expected.replace("Database ", "Schema   ").replace(", no connection", "")
+    } else {
+        expected.to_owned()
+    };
     assert_eq!(shown(&database, &program, &key).await, expected);
     let whole = object(&program.run(&["show", &database.tenant_name(&key), "--json"]).await);
     let facts =
@@ -97,8 +106,8 @@ Events:
         json!([{ "version": 1, "name": "log_message", "applied_at": "2020-01-01T00:00:00.011Z", "duration_seconds": 0.011, "applied_by": "vm:1:ab" }])
     );
     let mut outside = whole["database"].clone();
-    assert!(outside["bytes"].take().as_i64().is_some_and(|bytes| bytes > 1_000_000));
-    let expected = json!({ "owner": "tenant_owner", "ours": true, "in_its_place": false, "valid": true, "open": true, "public_may_connect": false, "bytes": null, "connections": 0 });
+    assert!(outside["bytes"].take().as_i64().is_some_and(|bytes| bytes > if by_schema { 40_000 } else { 1_000_000 }));
+    let expected = json!({ "owner": "tenant_owner", "ours": true, "in_its_place": false, "valid": true, "open": true, "public_may_connect": false, "bytes": null, "connections": if by_schema { Value::Null } else { json!(0) } });
     assert_eq!(outside, expected);
     assert_eq!(whole["events"].as_array().map(Vec::len), Some(2));
     database.finish().await;
@@ -132,30 +141,34 @@ async fn what_is_wrong_is_shown() {
     assert!(text.contains("\nIn work    by vm:7:cd, for 59 m "), "{text}");
     execute(&database, "update tenantd.tenant set leased_by = null, leased_until = null, work = 'idle', failures = 0, error_kind = null").await;
     let name = database.tenant_name(&key);
-    execute(
-        &database,
-        &format!("alter database {name} connection limit 0; grant connect on database {name} to public"),
-    )
-    .await;
+    database.outside(&format!("grant connect on database {name} to public")).await;
+    let by_schema = database.isolation() == Isolation::Schema;
+    if !by_schema {
+        database.outside(&format!("alter database {name} connection limit 0")).await;
+    }
     let text = shown(&database, &program, &key).await;
-    assert!(
-        text.contains("\nMigrations could not be read:\n    connect to tenantd@") && text.contains("SQLSTATE 53300"),
-        "{text}"
-    );
-    assert!(text.contains("open, PUBLIC may enter, no connection"), "{text}");
-    let error = &object(&program.run(&["show", &key, "--json"]).await)["history_error"];
-    assert_eq!((&error["kind"], &error["sqlstate"]), (&json!("too_many_connections"), &json!("53300")));
-    database
-        .outside(&format!("comment on database {name} is 'mine now'; alter database {name} connection limit -1"))
-        .await;
+    assert!(text.contains("open, PUBLIC may enter"), "{text}");
+    if !by_schema {
+        let unread = "\nMigrations could not be read:\n    connect to tenantd@";
+        assert!(text.contains(unread) && text.contains("SQLSTATE 53300"), "{text}");
+        let error = &object(&program.run(&["show", &key, "--json"]).await)["history_error"];
+        assert_eq!((&error["kind"], &error["sqlstate"]), (&json!("too_many_connections"), &json!("53300")));
+        database.outside(&format!("alter database {name} connection limit -1")).await;
+    }
+    database.outside(&format!("comment on database {name} is 'mine now'")).await;
     assert!(shown(&database, &program, &key).await.contains(", without our marker: not touched\n"));
     database.outside(&format!("alter database {name} rename to {name}_away")).await;
-    assert!(shown(&database, &program, &key).await.contains("\nDatabase   NAME: no database of this name is there\n"));
-    let back = format!("alter database {name}_away rename to {name}; revoke connect on database {name} from public");
-    execute(&database, &back).await;
+    let (word, kind) = if by_schema { ("schema", "Schema") } else { ("database", "Database") };
+    let gone = format!("\n{kind:<11}NAME: no {word} of this name is there\n");
+    assert!(shown(&database, &program, &key).await.contains(&gone));
+    database.outside(&format!("alter database {name}_away rename to {name}")).await;
+    database.outside(&format!("revoke connect on database {name} from public")).await;
     let new = database.sign_up("two@example.org").await;
     let text = shown(&database, &program, &new).await;
-    assert!(text.contains("State      requested, its work due\nDatabase   none yet\nVersion    none\n"), "{text}");
+    assert!(
+        text.contains(&format!("State      requested, its work due\n{kind:<11}none yet\nVersion    none\n")),
+        "{text}"
+    );
     for (arguments, says) in
         [(["show", "nobody"], "there is no tenant \"nobody\""), (["events", "nobody"], "there is no tenant \"nobody\"")]
     {

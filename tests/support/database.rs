@@ -10,7 +10,7 @@ use tenantd::tenant::{DROPPED_PREFIX, SPARE_PREFIX, TEMPLATE_PREFIX};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::audit::{Finding, audit, place};
+use super::audit::{Finding, audit};
 use super::process::tell;
 use super::server::TestServer;
 use super::until::until;
@@ -34,9 +34,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// What the tenants of tests that do not say have of their own.
 #[must_use]
 pub fn isolation() -> Isolation {
-    let Some(word) = std::env::var_os(ISOLATION) else { return Isolation::Database };
-    let known = word.to_str().and_then(Isolation::from_word);
-    known.unwrap_or_else(|| panic!("{ISOLATION} is {}, and not database or schema", word.display()))
+    match word().as_deref() {
+        None | Some("database") => Isolation::Database,
+        Some(_) => Isolation::Schema,
+    }
+}
+
+fn word() -> Option<String> {
+    std::env::var_os(ISOLATION).map(|word| word.display().to_string())
 }
 
 /// One test's main database; other tests on the same server do not see its tenants, since their names begin otherwise.
@@ -80,9 +85,11 @@ impl TestDatabase {
             allowed: Vec::new(),
             finished: false,
         };
-        match isolation() {
-            Isolation::Database => database,
-            Isolation::Schema => database.with_schemas().await,
+        match word().as_deref() {
+            None | Some("database") => database,
+            Some("schema") => database.with_schemas().await,
+            Some("elsewhere") => database.with_schemas_elsewhere(),
+            Some(other) => panic!("{ISOLATION} is {other}, and not database, schema or elsewhere"),
         }
     }
 
@@ -186,28 +193,6 @@ impl TestDatabase {
         self.tenants_in.as_deref().unwrap_or(&self.name)
     }
 
-    /// Where its tenants may be, for a look by `client`: where that is another database, as it is now.
-    pub async fn place_seen_by(&self, client: &Client) -> String {
-        let Some(database) = &self.tenants_in else { return place(self.isolation).to_owned() };
-        let there = "select exists (select from pg_database where datname = $1)";
-        let seen = if client.query_one(there, &[database]).await.expect("look for it").get(0) {
-            let select = format!(
-                "select coalesce(json_agg(json_build_object('name', name, 'oid', oid::bigint, 'marker', marker, 'acl', acl::text)), '[]')::text from {} p",
-                place(self.isolation)
-            );
-            let there = self.server.superuser(database).await;
-            there.query_one(&select, &[]).await.expect("look there").get::<_, String>(0)
-        } else {
-            "[]".to_owned()
-        };
-        let fill = "drop table if exists pg_temp.place; create temporary table place (name text, oid bigint, marker text, acl aclitem[])";
-        client.batch_execute(fill).await.expect("make a table of places");
-        let insert = "insert into pg_temp.place select name, oid, marker, acl::aclitem[]
-                      from json_to_recordset($1::text::json) r(name text, oid bigint, marker text, acl text)";
-        client.execute(insert, &[&seen]).await.expect("fill it");
-        "pg_temp.place".to_owned()
-    }
-
     /// A connection as the daemon's role.
     pub async fn tenantd(&self) -> Client {
         self.server.client("tenantd", TENANTD_PASSWORD, &self.name).await
@@ -236,7 +221,7 @@ impl TestDatabase {
     /// With everything that was found and not allowed; then nothing is removed.
     pub async fn finish(mut self) {
         let client = self.superuser().await;
-        let found = audit(&client, &self.place_seen_by(&client).await, &self.prefix, &self.allowed).await;
+        let found = audit(&client, &self.place(&client).await, &self.prefix, &self.allowed).await;
         assert!(found.is_empty(), "left behind in {}:\n{}", self.name, found.join("\n"));
         let mut databases = Vec::new();
         if self.isolation == Isolation::Database {

@@ -75,7 +75,7 @@ fn of_schemas() -> Vec<Case> {
         case("Made", RESET, "release savepoint tenantd_migration"),
         deleted(case("Purged", FOR_GOOD, "drop schema if exists \"tenantd_dropped_")),
         case("FillBegun", FROM_FILE, "create schema"),
-        Case { before: Some(DROP), ..case("Restored", RESTORE, "rename to") },
+        Case { before: Some(DROP), ..case("Restored", RESTORE, "select tenantd.move(") },
         case("HandedOver", RESET, "update tenantd.tenant set database_oid ="),
         case("Filled", FROM_FILE, "update tenantd.tenant set database_oid ="),
         deleted(case("Condemned", FOR_GOOD, "set condemned_at = coalesce")),
@@ -94,7 +94,7 @@ fn of_databases() -> Vec<Case> {
         Case { holds: Some(""), rescue: OVER, ..exchanged(RESET) },
         deleted(case("Purged", FOR_GOOD, "drop database if exists \"tenantd_dropped_")),
         case("Shut", DROP, "with allow_connections false"),
-        Case { before: Some(DROP), ..case("Restored", RESTORE, "rename to") },
+        Case { before: Some(DROP), ..case("Restored", RESTORE, "select tenantd.move(") },
         Case { holds: Some("backed up"), rescue: OVER, ..exchanged(FROM_FILE) },
         deleted(case("Condemned", FOR_GOOD, "set condemned_at = coalesce")),
         case("Shut", RESET, "with allow_connections false"),
@@ -198,6 +198,7 @@ async fn one_case(scene: &Scene, folder: &std::path::Path, nth: usize, case: Cas
                 enter(database, &database.app_url(), &name).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
             app.close().await;
         }
+        None if case.stands == "requested held" => {}
         None => assert_eq!(oid(database, &name).await, None, "{what}"),
     }
     if !case.rescue.is_empty() {
