@@ -6,6 +6,7 @@ use super::findings::Remark;
 use super::{Signup, Standing, Status};
 use crate::commands::main_schema::Reached;
 use crate::commands::output::{counted, duration, line, moment, paragraph, table};
+use crate::config::Isolation;
 use crate::error::Result;
 use crate::registry::fleet::{BellHolder, Problem};
 use crate::registry::triggers::Trigger;
@@ -104,6 +105,12 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
         0 => String::new(),
         max => format!(" of {max}"),
     };
+    let by_schema = status.config.tenant.isolation == Isolation::Schema;
+    let spares = if by_schema {
+        String::new()
+    } else {
+        format!("; {} at hand, {} in the making", counted(fleet.at_hand, "spare"), fleet.making)
+    };
     let rollout = fleet.rollout.as_ref().map(|rollout| {
         let state = if rollout.paused { "paused" } else { "running" };
         ("Rollout", format!("to version {}: {state}; `tenantd rollout` shows more", rollout.version))
@@ -125,14 +132,10 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "Databases",
+            if by_schema { "Schemas" } else { "Databases" },
             format!(
-                "{} of {} (tenant.max), {}{max_per_hour} made within the hour; {} at hand, {} in the making",
-                status.room.tenants,
-                status.config.tenant.max,
-                status.room.last_hour,
-                counted(fleet.at_hand, "spare"),
-                fleet.making
+                "{} of {} (tenant.max), {}{max_per_hour} made within the hour{spares}",
+                status.room.tenants, status.config.tenant.max, status.room.last_hour,
             ),
         ),
         ("Registry", status.registry.to_string()),

@@ -207,6 +207,15 @@ All is well.
     assert_eq!(json::object(&status)["ok"], true);
 }
 
+#[test]
+fn a_fleet_of_schemas() {
+    let (mut config, set) = (config(), set());
+    config.tenant.isolation = crate::config::Isolation::Schema;
+    let told = text::whole(&well(&config, &set));
+    assert!(told.contains("\nSchemas      120 of 500 (tenant.max), 3 made within the hour\n"), "{told}");
+    assert!(!told.to_lowercase().contains("database") && !told.contains("spare"), "{told}");
+}
+
 const TROUBLED: &str = r#"tenantd@db.example.com:5432/app at 2026-03-01 12:00:00 UTC
 
 STATE      WORK     TENANTS
