@@ -124,9 +124,6 @@ async fn making() {
     )
     .await;
     scene.stop_at(Point::Requested, &[]).await;
-    if scene.database.isolation() == Isolation::Schema {
-        scene.stop_at(Point::HandedOver, &[]).await;
-    }
     scene.go_on(1).await;
 }
 
