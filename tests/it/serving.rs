@@ -118,7 +118,7 @@ async fn a_second_signal_ends_at_once() {
         assert_eq!(daemon.allow("a second signal").finish().await.code(), Some(code));
         assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
         // Its first sweep may come before the lease ends.
-        let other = slow(&database, folder.path(), 0).start();
+        let other = slow(&database, folder.path(), 0).setting("sweep.every", "1s").start();
         until("another takes it up", SOON, async || row(&database, &key).await["version"] == 2).await;
         assert!(other.terminate().await.success());
         database.finish().await;

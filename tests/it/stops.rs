@@ -111,8 +111,8 @@ async fn making() {
             ],
             &[Point::Announced, Point::Made, Point::Taken, Point::HandedOver],
         ],
-        // A schema is migrated as it is made.
-        Isolation::Schema => [&[], &[Point::MigrationBegun, Point::Made, Point::HandedOver]],
+        // A schema is migrated as it is made, and taken back where the hand-over is missing.
+        Isolation::Schema => [&[], &[Point::MigrationBegun, Point::Made, Point::TakenBack]],
     };
     for point in [before, &[Point::Claimed, Point::Named], made].into_iter().flatten() {
         scene.stop_at(*point, &[]).await;
