@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::fleet::write_migrations;
-use crate::support::count::times;
+use crate::support::count::{is_long, times};
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::{APP_PASSWORD, STRANGER_PASSWORD, TestDatabase};
 use crate::support::server::TestServer;
@@ -42,7 +42,8 @@ async fn nobody_is_blamed(client: &Client) {
 /// less than a database needs, also while a migration writes; then freed.
 #[tokio::test]
 async fn a_full_disk_is_waited_for() {
-    let server = TestServer::builder().disk(160).start();
+    // Each round leaves five tenants there.
+    let server = TestServer::builder().disk(if is_long() { 400 } else { 160 }).start();
     let database = TestDatabase::on(&server).await;
     let folder = tempfile::tempdir().expect("a folder");
     write_migrations(folder.path(), &[("0001_log.sql", "create table log (message text);")]);
