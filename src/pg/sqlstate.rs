@@ -53,11 +53,21 @@ pub fn from_server(said: &DbError) -> Error {
         message.push_str("; ");
         message.push_str(detail);
     }
-    let error = Error::new(kind_of(said.code()), message).sqlstate(said.code().code());
-    match advice_for(said.code()).or(said.hint()) {
+    let kind = kind_by_words(said.code(), said.message()).unwrap_or_else(|| kind_of(said.code()));
+    let error = Error::new(kind, message).sqlstate(said.code().code());
+    let full = (kind == Kind::DiskFull).then_some(&SqlState::DISK_FULL);
+    match advice_for(full.unwrap_or(said.code())).or(said.hint()) {
         Some(hint) => error.hint(hint),
         None => error,
     }
+}
+
+/// What a full disk makes the server say without a SQLSTATE of its own, as an internal error: a login that cannot write the cache of its database, which
+/// is never translated, and a DROP DATABASE whose checkpoint fails, in English. Both ask the system for room.
+fn kind_by_words(code: &SqlState, message: &str) -> Option<Kind> {
+    let internal = *code == SqlState::INTERNAL_ERROR;
+    let of_disk = message.starts_with("could not write init file") || message == "checkpoint request failed";
+    (internal && of_disk).then_some(Kind::DiskFull)
 }
 
 /// A failure that a function of ours caught on the server and told by its SQLSTATE and message.
@@ -104,6 +114,15 @@ fn advice_for(code: &SqlState) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::error::Class;
+
+    #[test]
+    fn a_full_disk_is_known_by_its_words_too() {
+        let of = |code: &str, message: &str| kind_by_words(&SqlState::from_code(code), message);
+        assert_eq!(of("XX000", "could not write init file: No space left on device"), Some(Kind::DiskFull));
+        assert_eq!(of("XX000", "checkpoint request failed"), Some(Kind::DiskFull));
+        assert_eq!(of("XX000", "cache lookup failed for relation 1"), None);
+        assert_eq!(of("58030", "could not write init file"), None);
+    }
 
     #[test]
     fn the_codes_that_matter_are_told_apart() {

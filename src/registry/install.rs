@@ -9,7 +9,7 @@ use super::{Registry, Worker, departure, field, grants, locks, parts, schema, sh
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, Session, admin, migrate};
+use crate::pg::{Doing, Executor, History, Server, Session, admin, migrate, schemas};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -155,20 +155,34 @@ impl Registry {
         let session = server.connect(None, "tenantd:setup").await?;
         // Of a registry that was made for another database they are not ours.
         let whole = parts::missing(&session).await?.is_empty();
-        let at_home = whole && identity::read(&session).await?.is_some_and(|identity| identity.at_home);
-        let made = if at_home { parts::made_by_us(&session).await? } else { Vec::new() };
-        let set_aside = if at_home { parts::set_aside(&session).await? } else { Vec::new() };
+        let identity = if whole { identity::read(&session).await? } else { None };
+        let at_home = identity.filter(|identity| identity.at_home);
+        let made = if at_home.is_some() { parts::made_by_us(&session).await? } else { Vec::new() };
+        let set_aside = if at_home.is_some() { parts::set_aside(&session).await? } else { Vec::new() };
         triggers::without_queueing(&session, "drop schema if exists tenantd cascade")
             .await
             .map_err(|error| error.context("remove schema tenantd"))?;
         // Nobody can be given one any more. One that was a moment ago has another name by now.
-        for (nth, name) in made.iter().enumerate() {
-            admin::drop_database(&session, name)
-                .await
-                .map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
+        if let Some(identity) = at_home.filter(|_| !made.is_empty()) {
+            drop_made(server, &session, &identity, &made).await?;
         }
         Ok(Removed { dropped: made, set_aside })
     }
+}
+
+async fn drop_made(server: &Server, session: &Session, identity: &Identity, made: &[String]) -> Result<()> {
+    let there = match &identity.tenants_in {
+        Some(database) => Some(server.connect(Some(database), "tenantd:setup").await?),
+        None => None,
+    };
+    for (nth, name) in made.iter().enumerate() {
+        let dropped = match identity.isolation {
+            Isolation::Database => admin::drop_database(session, name).await,
+            Isolation::Schema => schemas::drop_schema(there.as_ref().unwrap_or(session), name).await,
+        };
+        dropped.map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
+    }
+    Ok(())
 }
 
 /// Function and triggers, each compared with the catalogue first.

@@ -66,14 +66,13 @@ pub(super) async fn forget_history(client: &Client, missing: &[String]) -> Resul
     client.batch_execute(&sql).await.doing(|| "make again what was dropped from the registry".to_owned())
 }
 
-/// The templates and spares that are there: spares bear no marker yet, templates ours. What bears another is somebody else's by now.
+/// The templates, spares and scratch databases or schemas that are there: spares bear no marker yet, templates ours. What bears another is somebody else's by now.
 pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
     let rows = client
         .query_typed(
-            "select d.datname::text as name from pg_database d
-             left join pg_shdescription m on m.objoid = d.oid and m.classoid = 'pg_database'::regclass
-             where d.datname in (select name from tenantd.spare union all select name from tenantd.template)
-             and (m.description is null or m.description = (select format('tenantd %s template', id) from tenantd.registry)) order by 1",
+            "select d.name::text as name from tenantd.place d
+             where d.name in (select name from tenantd.spare union all select name from tenantd.template)
+             and (d.marker is null or d.marker = (select format('tenantd %s template', id) from tenantd.registry)) order by 1",
             &[],
         )
         .await

@@ -240,7 +240,23 @@ async fn each_command(database: TestDatabase) {
         "what reset and restore set aside waits for the end of its grace"
     );
     run(&program, &["check"]).await;
+
+    removes_what_is_half_made(&database, &program, &names[1]).await;
     database.finish().await;
+}
+
+/// What a dead command left half made goes with the registry; tenants stay.
+async fn removes_what_is_half_made(database: &TestDatabase, program: &Program, name: &str) {
+    let half_made = format!("{}00", tenantd::tenant::SPARE_PREFIX);
+    let inside = database.tenant_superuser(name).await;
+    let make = format!("create schema \"{half_made}\" authorization tenant_owner; create table \"{half_made}\".t ()");
+    inside.batch_execute(&make).await.expect("leave something");
+    execute(database, &format!("insert into tenantd.spare (name, maker) values ('{half_made}', 'somebody')")).await;
+    run(program, &["check"]).await;
+    run(program, &["setup", "--remove", "--yes"]).await;
+    let left = "select string_agg(nspname, ' ') from pg_namespace where nspname = any ($1)";
+    let left: String = inside.query_one(left, &[&[half_made, name.to_owned()].as_slice()]).await.expect("look").get(0);
+    assert_eq!(left, name);
 }
 
 /// Goal: between the registry's commit and the new name of a schema elsewhere, or between what is done to a schema there and the registry's commit, a crash leaves

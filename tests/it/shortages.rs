@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::fleet::write_migrations;
-use crate::support::count::times;
+use crate::support::count::{is_long, times};
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::{APP_PASSWORD, STRANGER_PASSWORD, TestDatabase};
 use crate::support::server::TestServer;
@@ -42,7 +42,8 @@ async fn nobody_is_blamed(client: &Client) {
 /// less than a database needs, also while a migration writes; then freed.
 #[tokio::test]
 async fn a_full_disk_is_waited_for() {
-    let server = TestServer::builder().disk(160).start();
+    // Each round leaves five tenants there.
+    let server = TestServer::builder().disk(if is_long() { 400 } else { 160 }).start();
     let database = TestDatabase::on(&server).await;
     let folder = tempfile::tempdir().expect("a folder");
     write_migrations(folder.path(), &[("0001_log.sql", "create table log (message text);")]);
@@ -75,7 +76,12 @@ async fn a_full_disk_is_waited_for() {
         let made = count(&eye, ready).await - before;
         assert!((2..5).contains(&made), "a spare serves, and then somebody waits: {made}");
         nobody_is_blamed(&eye).await;
-        assert_eq!(count(&eye, "select count(*) from pg_database where datconnlimit = -2").await, 0);
+        // What is on its way out may be half dropped: a drop takes room, too.
+        let half_made = "select count(*) from pg_database where datconnlimit = -2 and datname in (
+                             select name from tenantd.tenant where state = 'ready'
+                             union all select name from tenantd.spare where made_at is not null
+                             union all select name from tenantd.template where completed_at is not null and retired_at is null)";
+        assert_eq!(count(&eye, half_made).await, 0);
 
         server.free_disk();
         until("all are served", SOON, async || count(&eye, ready).await == before + 5).await;
@@ -157,8 +163,8 @@ async fn connections_that_are_taken_are_waited_for() {
         for by_limit in [false, true] {
             let taken = if by_limit { Vec::new() } else { take_all_connections(&server).await };
             if by_limit {
-                let limit = format!("alter role tenantd connection limit {}", count(&eye, OWN).await);
-                eye.batch_execute(&limit).await.expect("limit it");
+                // Far below what it has: of those some may be about to end, and would leave room.
+                eye.batch_execute("alter role tenantd connection limit 1").await.expect("limit it");
             }
             version += 1;
             write_migrations(
