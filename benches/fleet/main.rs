@@ -76,8 +76,10 @@ const GROUPS: [(&[u8], &str); 10] = [
     (&[9], "instant hand-over"),
     (&[0], "what the floor is made of"),
     (&[11], "provisions as tenants grow"),
-    (&[12], "a schema for each tenant, and a database for each"),
+    (ISOLATIONS, "a schema for each tenant, and a database for each"),
 ];
+
+const ISOLATIONS: &[u8] = &[12];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -93,7 +95,13 @@ async fn run(options: &Options) {
     let mut results = Results::default();
     let (began, machine, size) = (Instant::now(), Machine::look(), Size { quick: options.quick });
     for (lines, about) in GROUPS {
-        if !options.lines.is_empty() && !lines.iter().any(|line| options.lines.contains(line)) {
+        // Two fleets of their own are not for every day.
+        let chosen = if options.lines.is_empty() {
+            !(options.quick && lines == ISOLATIONS)
+        } else {
+            lines.iter().any(|line| options.lines.contains(line))
+        };
+        if !chosen {
             continue;
         }
         let since = Instant::now();

@@ -9,7 +9,7 @@ use super::{Registry, Worker, departure, field, grants, locks, parts, schema, sh
 use crate::config::{Config, Isolation};
 use crate::error::{Error, Kind, Result};
 use crate::migrations::embedded;
-use crate::pg::{Doing, Executor, History, Server, Session, admin, migrate, schemas};
+use crate::pg::{Doing, Executor, History, Server, Session, migrate};
 
 /// What the installation is asked to do besides installing.
 #[derive(Debug, Clone, Copy)]
@@ -164,25 +164,10 @@ impl Registry {
             .map_err(|error| error.context("remove schema tenantd"))?;
         // Nobody can be given one any more. One that was a moment ago has another name by now.
         if let Some(identity) = at_home.filter(|_| !made.is_empty()) {
-            drop_made(server, &session, &identity, &made).await?;
+            parts::drop_made(server, &session, &identity, &made).await?;
         }
         Ok(Removed { dropped: made, set_aside })
     }
-}
-
-async fn drop_made(server: &Server, session: &Session, identity: &Identity, made: &[String]) -> Result<()> {
-    let there = match &identity.tenants_in {
-        Some(database) => Some(server.connect(Some(database), "tenantd:setup").await?),
-        None => None,
-    };
-    for (nth, name) in made.iter().enumerate() {
-        let dropped = match identity.isolation {
-            Isolation::Database => admin::drop_database(session, name).await,
-            Isolation::Schema => schemas::drop_schema(there.as_ref().unwrap_or(session), name).await,
-        };
-        dropped.map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
-    }
-    Ok(())
 }
 
 /// Function and triggers, each compared with the catalogue first.

@@ -4,8 +4,10 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::field;
+use super::identity::Identity;
+use crate::config::Isolation;
 use crate::error::Result;
-use crate::pg::Doing;
+use crate::pg::{Doing, Server, Session, admin, schemas};
 
 const TABLES: &[&str] = &[
     "migration",
@@ -78,6 +80,25 @@ pub(super) async fn made_by_us(client: &Client) -> Result<Vec<String>> {
         .await
         .doing(|| "look for templates and spares".to_owned())?;
     rows.iter().map(|row| field(row, "name")).collect()
+}
+
+/// Drops what [`made_by_us`] found.
+///
+/// # Errors
+/// Those of the server; the advice names what is left.
+pub(super) async fn drop_made(server: &Server, session: &Session, identity: &Identity, made: &[String]) -> Result<()> {
+    let there = match &identity.tenants_in {
+        Some(database) => Some(server.connect(Some(database), "tenantd:setup").await?),
+        None => None,
+    };
+    for (nth, name) in made.iter().enumerate() {
+        let dropped = match identity.isolation {
+            Isolation::Database => admin::drop_database(session, name).await,
+            Isolation::Schema => schemas::drop_schema(there.as_ref().unwrap_or(session), name).await,
+        };
+        dropped.map_err(|error| error.hint(format!("drop by hand what is left: {}", made[nth..].join(", "))))?;
+    }
+    Ok(())
 }
 
 /// The databases that were set aside under random names, of tenants that were dropped, reset or replaced, and are there yet.

@@ -370,8 +370,11 @@ async fn the_first_host_that_takes_writes_is_used() {
     assert_eq!(error.kind(), Kind::ReadOnly, "{}", error.chain());
     assert!(error.chain().contains(&dead.to_string()), "every host is named: {}", error.chain());
     connect(&format!("{to_frozen}&target_session_attrs=any")).await.expect("any will do");
-    // Being made read-only by a setting is the matter of that tenant alone.
-    server(&to_frozen, &[], |_| ()).connect(Some("postgres"), APPLICATION).await.expect("a tenant");
+    // Being made read-only by a setting is the matter of that tenant alone; not where it is the main database, in which schemas of tenants may be.
+    let of_frozen = server(&to_frozen, &[], |_| ());
+    of_frozen.connect(Some("template1"), APPLICATION).await.expect("a tenant");
+    let error = of_frozen.connect(Some("postgres"), APPLICATION).await.expect_err("the main database by its name");
+    assert_eq!(error.kind(), Kind::ReadOnly, "{}", error.chain());
     database.finish().await;
 }
 

@@ -252,7 +252,8 @@ async fn removes_what_is_half_made(database: &TestDatabase, program: &Program, n
     let make = format!("create schema \"{half_made}\" authorization tenant_owner; create table \"{half_made}\".t ()");
     inside.batch_execute(&make).await.expect("leave something");
     execute(database, &format!("insert into tenantd.spare (name, maker) values ('{half_made}', 'somebody')")).await;
-    run(program, &["check"]).await;
+    let checked = program.run(&["check"]).await;
+    assert!(checked.code() == 1 && checked.stdout.contains("was left half-made"), "{}", checked.stdout);
     run(program, &["setup", "--remove", "--yes"]).await;
     let left = "select string_agg(nspname, ' ') from pg_namespace where nspname = any ($1)";
     let left: String = inside.query_one(left, &[&[half_made, name.to_owned()].as_slice()]).await.expect("look").get(0);
