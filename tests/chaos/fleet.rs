@@ -94,6 +94,8 @@ impl Fleet {
         Program::for_database(&self.database)
             .setting("tenant.migrations", &self.folder.path().display().to_string())
             .setting("signup.on_delete", "drop")
+            // The brake is not what is tried: ten minutes sign up more than the default lets be made.
+            .setting("tenant.max", "100000")
             .setting("spares.min", "2")
             .setting("spares.max", "6")
             .setting("work.lease", "3s")
