@@ -91,7 +91,9 @@ async fn provision(stage: &Stage, isolation: Isolation, size: Size) -> (Samples,
             }
         }
         ours.round(stage.waits(&keys).await);
-        theirs.round(made);
+        if !made.is_empty() {
+            theirs.round(made);
+        }
     }
     drop(daemon);
     (ours, theirs)
