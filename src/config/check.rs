@@ -33,6 +33,8 @@ const MOST_PARALLEL: u32 = 1000;
 /// The doorbell and what else stands apart takes five; two for the pool, so that one statement that hangs does not stop all; three for
 /// tenants, since a migration without a transaction takes a second one.
 const FEWEST_CONNECTIONS: u32 = 10;
+/// Where the tenants' schemas are in another database: looks at it take sessions of their own.
+const MORE_ELSEWHERE: u32 = 2;
 /// More than a server of this kind has.
 const MOST_CONNECTIONS: u32 = 10_000;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -58,9 +60,10 @@ pub(super) fn check(
     let signup = check.signup(&raw.signup);
     let backup = check.backup(&raw.backup);
     let drop = Drop { grace: check.duration("drop.grace", &raw.drop.grace, Duration::ZERO) };
+    let fewest = FEWEST_CONNECTIONS + if raw.tenant.database.is_some() { MORE_ELSEWHERE } else { 0 };
     let work = Work {
         parallel: check.parallel("work.parallel", raw.work.parallel),
-        connections: check.between("work.connections", raw.work.connections, FEWEST_CONNECTIONS, MOST_CONNECTIONS),
+        connections: check.between("work.connections", raw.work.connections, fewest, MOST_CONNECTIONS),
         lease: check.duration("work.lease", &raw.work.lease, SHORTEST_LEASE),
         shutdown: check.duration("work.shutdown", &raw.work.shutdown, Duration::ZERO),
     };

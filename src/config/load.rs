@@ -350,6 +350,7 @@ mod tests {
             (of("database").flag("tenant.shared_schemas", "shared"), "tenant.shared_schemas", "goes with"),
             (of("database").flag("tenant.database", "tenants"), "tenant.database", "goes with"),
             (of("schema").flag("tenant.database", ""), "tenant.database", "empty"),
+            (of("schema").flag("tenant.database", "tenants").flag("work.connections", "11"), "work.connections", "12"),
             (of("schema").flag("tenant.extensions", "citext"), "tenant.extensions", "tenant.shared_schemas"),
             (of("schema").flag("signup.handover", "commit"), "signup.handover", "makes the schema"),
             (Place::new().flag("main.url", URL).flag("tenant.isolation", "schema"), "tenant.owner", "an owner"),

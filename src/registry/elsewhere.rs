@@ -12,8 +12,9 @@ use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::pg::{Doing, Pool, PooledSession, Server, quote};
 
-/// Sessions in that database beside those of the tenants under work. Each use of one is short.
-pub const SESSIONS: usize = 1;
+/// Sessions in that database beside those of the tenants under work: one for looks, which are short, and one for what goes for good, one schema after the
+/// other, which may take long.
+pub const SESSIONS: usize = 2;
 
 /// All that anyone may be in, as one array of objects, for `tenantd.see`.
 const STANDING: &str = "

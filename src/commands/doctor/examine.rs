@@ -235,6 +235,10 @@ impl Patient<'_> {
             Isolation::Database => Some(template.map_or("template0", |template| template.name.as_str())),
             Isolation::Schema => None,
         };
+        if connected.registry.is_none() && self.config.tenant.database.is_some() {
+            let later = "a schema is tried where tenants will have theirs once `tenantd setup` has been there";
+            return Ok(Diagnosis::new(Check::Clone, Verdict::Unknown, later));
+        }
         let began = Instant::now();
         let made = match &connected.registry {
             Some(registry) => match Scratch::make(registry, self.config, template).await {
