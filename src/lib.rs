@@ -46,7 +46,9 @@
 //! | main database | the application's own; signups happen here, the registry lives here |
 //! | signup table | the application's table that a signup inserts into |
 //! | registry | schema `tenantd` in the main database |
-//! | tenant, key | a row of the registry and its database; what the application calls it |
+//! | tenant, key | a row of the registry and its database, or its schema; what the application calls it |
+//! | isolation | what a tenant has of its own: a database, or a schema in one that tenants share |
+//! | place | where a tenant is, as the registry sees it: a database of the server, a schema here, or one elsewhere |
 //! | take in | to make a tenant of a signup that the trigger wrote down |
 //! | doorbell | how the trigger wakes a daemon that sleeps |
 //! | claim, lease, attempt | a tenant taken for a limited time; every write after it names the attempt |
@@ -56,7 +58,7 @@
 //! | keeper | the daemon that builds templates and makes spares, one at a time for all |
 //! | sweep | choose every tenant that is missing, due, behind or unverified, and reconcile each |
 //! | parked | out of tries: a person should look |
-//! | marker | the database's comment that says whose it is; without it nothing is touched |
+//! | marker | the comment on a database or schema that says whose it is; without it nothing is touched |
 //!
 //! # Rows
 //!
@@ -75,7 +77,7 @@
 //! # Read in this order
 //!
 //! [`tenant`], [`naming`] and [`error`] (the words), [`plan`] (what may happen to a tenant), [`provision`] (how it happens), [`isolation::database`],
-//! and [`registry::hand_over`] (the steps), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
+//! [`isolation::schema`] and [`registry::hand_over`] (the steps), [`registry::elsewhere`] (schemas in another database), [`registry::claim`] (the fence), [`intake`] and [`registry::doorbell`] (when),
 //! [`spares`] and [`keeper`] (what is made ahead of time), [`sweep`], [`pg::migrate`] (the executor), [`controller`] (the whole).
 
 pub mod backup;
