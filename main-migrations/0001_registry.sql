@@ -99,7 +99,7 @@ create table if not exists tenantd.migration_set (
 create table if not exists tenantd.rollout (
     migration_set text primary key,
     version bigint not null,
-    state text not null default 'running' check (state in ('running', 'paused', 'aborted', 'done')),
+    state text not null default 'running' check (state in ('running', 'paused', 'aborted', 'done', 'overtaken')),
     -- Why it is paused.
     why text,
     -- Whether it is paused since every canary failed, and goes on by itself when one of them succeeds.

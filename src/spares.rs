@@ -18,7 +18,7 @@ pub const SHARE: u32 = 5;
 /// An older spare is replaced: its transaction ids age with its template's, and nothing but a rare vacuum would come to it.
 const OLD: Duration = Duration::from_hours(24);
 
-/// A template of a set that is neither ours nor behind it goes when it is older than ours by this: another tenantd may carry its set.
+/// A template of a set that is neither ours nor behind it goes after this: another tenantd may carry its set, and would build it anew.
 const OUT_OF_USE: Duration = Duration::from_hours(24);
 
 /// What templates and spares should be, as this tenantd carries it.
@@ -78,10 +78,8 @@ impl Wanted {
         let Some(ours) = self.current(templates).filter(|ours| ours.open) else {
             return templates.iter().find(abandoned);
         };
-        let since = ours.completed.unwrap_or_default() + OUT_OF_USE;
         let out_of_use = |template: &Template| {
-            // One that was begun and never completed, since its set was overtaken, goes as well.
-            let old = template.completed.unwrap_or(template.age) > since;
+            let old = template.age > OUT_OF_USE && !self.newer.contains(&template.migration_set);
             let broken = template.completed.is_some() && !template.whole;
             template.retired || broken || old || self.behind.contains(&template.migration_set)
         };
@@ -124,8 +122,11 @@ pub enum Action {
 #[must_use]
 pub fn next(wanted: &Wanted, stock: &Stock, target: usize) -> Option<Action> {
     let Stock { templates, spares } = stock;
-    // A newer tenantd is here: templates and spares are its affair.
-    if templates.iter().any(|template| template.serves() && wanted.newer.contains(&template.migration_set)) {
+    // A newer tenantd is here: templates and spares are its affair, once new tenants get its set.
+    if templates
+        .iter()
+        .any(|template| template.serves() && template.open && wanted.newer.contains(&template.migration_set))
+    {
         return None;
     }
     if wanted.current(templates).is_none() {
@@ -318,7 +319,7 @@ mod tests {
         assert_eq!(told(&both, &at_hand("ours", &["a", "b"]), 2), "drop behind");
         let diverged = [template("ours"), template("diverged")];
         assert_eq!(told(&diverged, &at_hand("ours", &["a", "b"]), 2), "nothing", "another may carry it");
-        let long_ago = Template { completed: Some(Duration::from_hours(25)), ..template("diverged") };
+        let long_ago = Template { age: Duration::from_hours(25), ..template("diverged") };
         assert_eq!(told(&[template("ours"), long_ago], &at_hand("ours", &["a", "b"]), 2), "drop diverged");
     }
 
@@ -339,6 +340,12 @@ mod tests {
         assert_eq!(told(&templates, &[], 2), "nothing");
         assert_eq!(wanted().serving(&templates).unwrap().name, "newer");
         assert_eq!(wanted().serving(&[template("behind"), template("ours")]).unwrap().name, "ours");
+        let closed = [Template { open: false, ..template("newer") }, template("ours")];
+        assert_eq!(
+            told(&closed, &at_hand("ours", &["a"]), 2),
+            "make of ours",
+            "its canaries have not passed, or never will"
+        );
     }
 
     #[test]

@@ -167,9 +167,13 @@ fn gone(report: &Report, kind: Isolation) -> String {
 
 fn rollout(Waiting { state, version, tenants, why }: &Waiting) -> String {
     let why = why.as_ref().map(|why| format!(": {}", output::line(why))).unwrap_or_default();
-    let wait = if *tenants <= 1 { "waits" } else { "wait" };
-    let tenants = output::counted(*tenants, "tenant");
-    let mut told = format!("the rollout to version {version} is {state}{why}; {tenants} {wait} for it");
+    let counted = output::counted(*tenants, "tenant");
+    let wait = match (state, tenants) {
+        (RolloutState::Overtaken, _) => "still without it, left to whoever carries the later one",
+        (_, ..=1) => "waits for it",
+        _ => "wait for it",
+    };
+    let mut told = format!("the rollout to version {version} is {state}{why}; {counted} {wait}");
     if *state == RolloutState::Paused {
         told.push_str("\n    hint: mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up");
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::given::Given;
 use super::{ExitStatus, output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::provision::Context;
 use crate::registry::canaries::Canaries;
 use crate::registry::rollouts::{Rollout, RolloutState};
@@ -42,6 +42,9 @@ pub enum Order {
     Resume,
     /// Give it up: tenants that do not have them stay as they are
     Abort {
+        /// The rollout to this version, whoever carries its migrations, instead of that of the ones here
+        #[arg(long, value_name = "VERSION")]
+        version: Option<i64>,
         /// For whoever reads it
         #[arg(long, value_name = "TEXT", default_value = "by hand")]
         why: String,
@@ -63,11 +66,14 @@ struct Shown {
 /// [`Kind::Usage`](crate::error::Kind::Usage) for an order that it is under already, or when it is done. The main database cannot be reached.
 pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> Result<ExitStatus> {
     let context = given.context().await?;
+    if let Some(Order::Abort { version: Some(version), why }) = &arguments.order {
+        return abort_other(&context, *version, why, given.json, out).await;
+    }
     let order = match arguments.order.clone() {
         None | Some(Order::Show) => None,
         Some(Order::Pause { why }) => Some((RolloutState::Paused, why)),
         Some(Order::Resume) => Some((RolloutState::Running, String::new())),
-        Some(Order::Abort { why }) => Some((RolloutState::Aborted, why)),
+        Some(Order::Abort { why, .. }) => Some((RolloutState::Aborted, why)),
     };
     if let Some((to, why)) = order {
         context.registry.order_rollout(&context.set, to, &why).await?;
@@ -80,6 +86,29 @@ pub async fn run(given: &Given, arguments: &Arguments, out: &mut impl Write) -> 
     }
     let paused = shown.rollout.as_ref().is_some_and(|rollout| rollout.state == RolloutState::Paused);
     Ok(if paused { ExitStatus::Findings } else { ExitStatus::Well })
+}
+
+/// Gives up a rollout of migrations that need not be among those here: they may have been withdrawn.
+async fn abort_other(
+    context: &Context,
+    version: i64,
+    why: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<ExitStatus> {
+    if context.registry.abort_rollouts_to(version, why).await? == 0 {
+        return Err(Error::usage(format!("no rollout to version {version} is running or paused"))
+            .hint("`tenantd status` names the one that is"));
+    }
+    if json {
+        output::object(out, &json!({ "version": version, "state": RolloutState::Aborted.word(), "why": why }))?;
+    } else {
+        output::text(
+            out,
+            &format!("rollout to version {version}: {}: {}\n", RolloutState::Aborted, output::line(why)),
+        )?;
+    }
+    Ok(ExitStatus::Well)
 }
 
 async fn look(context: &Context) -> Result<Shown> {
@@ -124,6 +153,7 @@ impl Shown {
             _ if rollout.state == RolloutState::Aborted => {
                 text.push_str("given up: new tenants get the version before, where its template is there yet\n");
             }
+            _ if rollout.state == RolloutState::Overtaken => text.push_str("tenants get those migrations instead\n"),
             (_, true) => text.push_str("canaries: passed; new tenants get it\n"),
             (Some(stand), false) => text.push_str(&format!(
                 "canaries: {} have it, {} failed, {} are left; new tenants get the version before\n",
@@ -134,7 +164,7 @@ impl Shown {
         text.push_str(&format!("behind: {} of {} tenants\n", self.left, rollout.behind.max(self.left)));
         if let (Some((average, longest)), Some(left)) = (rollout.took, self.estimate())
             && self.left > 0
-            && rollout.state != RolloutState::Aborted
+            && matches!(rollout.state, RolloutState::Running | RolloutState::Paused)
         {
             text.push_str(&format!(
                 "estimate: {} for the rest with {} lanes; a canary took {} on average and {} at most, and no lock was held longer\n",

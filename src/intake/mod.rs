@@ -287,6 +287,10 @@ impl Intake {
     /// Queues for the lock. Behind another that holds it every signup rings, so there is nothing to look for meanwhile.
     async fn queue(&mut self, bell: Arc<Doorbell>) -> Result<Mode> {
         let context = self.context.borrow().clone();
+        let poll = context.config.signup.poll;
+        if bell.is_held().await? {
+            return Ok(Mode::Queued { wait: Box::pin(async move { bell.wait_behind().await }), poll, busy: false });
+        }
         let mut wait: Wait = Box::pin(async move { bell.wait_to_arm().await });
         let held = tokio::select! {
             // The request goes out before the question: from then on every signup rings.
@@ -297,7 +301,6 @@ impl Intake {
             }),
             holder = context.registry.bell_holder() => holder.is_ok_and(|holder| holder.is_some()),
         };
-        let poll = context.config.signup.poll;
         Ok(Mode::Queued { wait, poll: if held { poll } else { QUEUED_POLL.min(poll) }, busy: false })
     }
 

@@ -3,7 +3,7 @@
 //! A database is made under a random name and gets its real one only when it is whole; see `registry::hand_over`.
 
 use super::entry::enter;
-use super::{Isolation, executor, fresh_look, roles_that_enter};
+use super::{Isolation, executor, look, observed, roles_that_enter};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
@@ -11,7 +11,7 @@ use crate::pg::migrate::AppliedRow;
 use crate::pg::{Doing, Executor, History, Server, Session, admin, quote};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
-use crate::registry::claim::{Claim, Seen};
+use crate::registry::claim::Claim;
 use crate::registry::hand_over::{Handed, Naming, grant_connect};
 use crate::registry::spares::{Serving, Taken};
 use crate::tenant::spare_name;
@@ -200,10 +200,7 @@ impl<'a> DatabaseIsolation<'a> {
 
 impl Isolation for DatabaseIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
-        let mut database = match fresh_look(&mut self.looked, self.registry, claim, desired) {
-            Some(Seen(database)) => database,
-            None => self.registry.look(desired.name, desired.marker).await?,
-        };
+        let mut database = look(&mut self.looked, self.registry, claim, desired).await?;
         if let Some(seen) = &mut database
             && seen.ours
             && seen.valid
@@ -215,7 +212,7 @@ impl Isolation for DatabaseIsolation<'_> {
             seen.applied = Some(rows.iter().flatten().map(AppliedRow::recorded).collect());
             self.history = rows;
         }
-        Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
+        Ok(observed(claim, database))
     }
 
     async fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step) -> Result<()> {

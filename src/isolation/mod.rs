@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::migrations::MigrationSet;
 use crate::pg::migrate::{self, Among};
 use crate::pg::{Executor, History, Libpq, Server, Session, admin, schemas};
-use crate::plan::{Desired, Observed, Step};
+use crate::plan::{Database, Desired, Observed, Step};
 use crate::registry::Registry;
 use crate::registry::claim::{Claim, Seen};
 
@@ -122,10 +122,23 @@ pub(crate) fn roles_that_enter(settings: &config::Tenant) -> impl Iterator<Item 
     settings.use_roles.iter().chain(&settings.connect_roles)
 }
 
-/// What the claim saw of the tenant from outside, the first time, while that is fresh.
-fn fresh_look(looked: &mut bool, registry: &Registry, claim: &Claim, desired: &Desired<'_>) -> Option<Seen> {
+/// The tenant from outside: the first time what the claim saw, while that is fresh.
+async fn look(
+    looked: &mut bool,
+    registry: &Registry,
+    claim: &Claim,
+    desired: &Desired<'_>,
+) -> Result<Option<Database>> {
     let first = !std::mem::replace(looked, true) && registry.sees_tenants();
     let fresh = claim.until > Instant::now() + claim.lease.saturating_sub(FRESH);
     let named = claim.name.as_deref() == Some(desired.name);
-    claim.seen.clone().filter(|_| first && fresh && named)
+    match claim.seen.clone().filter(|_| first && fresh && named) {
+        Some(Seen(database)) => Ok(database),
+        None => registry.look(desired.name, desired.marker).await,
+    }
+}
+
+/// What the tenant is: by its claim, and as it was seen.
+fn observed(claim: &Claim, database: Option<Database>) -> Observed {
+    Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::{Isolation, database_of, executor, fresh_look, roles_that_enter};
+use super::{Isolation, database_of, executor, look, observed, roles_that_enter};
 use crate::config;
 use crate::error::{Kind, Result};
 use crate::fail_points::{Point, reach};
@@ -14,7 +14,7 @@ use crate::pg::migrate::{Among, AppliedRow};
 use crate::pg::{Doing, Executor, History, Pool, PooledSession, Server, quote, schemas};
 use crate::plan::{Desired, Observed, Step};
 use crate::registry::Registry;
-use crate::registry::claim::{Claim, Seen};
+use crate::registry::claim::Claim;
 
 /// One tenant's schema under work.
 pub struct SchemaIsolation<'a> {
@@ -125,10 +125,7 @@ impl<'a> SchemaIsolation<'a> {
 impl Isolation for SchemaIsolation<'_> {
     async fn observe(&mut self, claim: &Claim, desired: &Desired<'_>) -> Result<Observed> {
         desired.name.clone_into(&mut self.name);
-        let mut database = match fresh_look(&mut self.looked, self.registry, claim, desired) {
-            Some(Seen(schema)) => schema,
-            None => self.registry.look(desired.name, desired.marker).await?,
-        };
+        let mut database = look(&mut self.looked, self.registry, claim, desired).await?;
         if let Some(seen) = &mut database
             && seen.ours
             && claim.database_oid.is_none_or(|oid| oid == seen.oid)
@@ -138,7 +135,7 @@ impl Isolation for SchemaIsolation<'_> {
             seen.applied = Some(rows.iter().flatten().map(AppliedRow::recorded).collect());
             self.history = rows;
         }
-        Ok(Observed { state: claim.state, recorded_oid: claim.database_oid, access: claim.access.clone(), database })
+        Ok(observed(claim, database))
     }
 
     async fn apply(&mut self, claim: &Claim, desired: &Desired<'_>, step: &Step) -> Result<()> {

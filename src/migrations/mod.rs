@@ -1,6 +1,7 @@
 //! Migrations as they are on disk or in the binary, and what follows from comparing them with what was applied. All pure, but for
 //! `source`, which reads a folder, and `draft`, which writes into one.
 
+pub mod alone;
 pub mod back;
 pub mod compare;
 pub mod draft;

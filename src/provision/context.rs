@@ -81,8 +81,8 @@ fn tenants(server: &Server, config: &Config) -> Pool {
 }
 
 impl Context {
-    /// Puts a context together: writes the set down in the registry, compares it with the sets that tenants have, and begins its rollout where
-    /// one is needed. `supply` is the process's.
+    /// Puts a context together: writes the set down in the registry, compares it with the sets that tenants have, begins its rollout where
+    /// one is needed, and ends those that it leaves behind. `supply` is the process's.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -97,6 +97,9 @@ impl Context {
         let relations = registry.relate(&set, config.tenant.out_of_order).await?;
         let gate = Gate::default();
         gate.set(registry.rollout_of(&set, &relations.behind).await?.as_ref());
+        if gate.is_open_to_new() {
+            registry.overtake_rollouts(&relations.overtaken, set.newest_version()).await?;
+        }
         let tenants = tenants(&server, &config);
         Ok(Context { server, registry, tenants, config, set, relations, gate, supply })
     }

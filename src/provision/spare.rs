@@ -87,26 +87,33 @@ async fn discard(context: &Context, name: &str) -> Result<()> {
     step("forget", context.registry.forget_spare(name)).await
 }
 
-/// Drops databases under random names that nobody is making: what died daemons left. Returns how many.
+/// Drops databases under random names that nobody is making: what died daemons left. Returns how many. Asks `enough` before each whether to leave
+/// the rest to the next sweep.
 ///
 /// A young name is not forgotten: a CREATE DATABASE that outlived its daemon may still bring its database about.
 ///
 /// # Errors
 /// The main database cannot be reached. A spare that cannot be dropped now is tried again by the next sweep.
-pub async fn drop_strays(registry: &Registry) -> Result<u64> {
+pub async fn drop_strays(registry: &Registry, enough: impl Fn() -> bool) -> Result<u64> {
     let mut dropped = 0;
     for Stray { name, old, there } in registry.stray_spares(FORGET_SPARES_AFTER).await? {
+        if enough() {
+            break;
+        }
         if there {
-            if let Err(error) = drop_for_good(registry, &name).await {
-                tracing::warn!(
-                    spare = name,
-                    error = error.chain(),
-                    hint = error.advice(),
-                    "a half-made database could not be dropped"
-                );
-                continue;
+            match drop_for_good(registry, &name).await {
+                Ok(()) => dropped += 1,
+                Err(error) if error.kind().is_out_of_reach() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        spare = name,
+                        error = error.chain(),
+                        hint = error.advice(),
+                        "a half-made database could not be dropped"
+                    );
+                    continue;
+                }
             }
-            dropped += 1;
         }
         if old {
             registry.forget_spare(&name).await?;

@@ -23,6 +23,14 @@ pub const CHANNEL: &str = "tenantd_doorbell";
 /// A waiting statement pins the oldest snapshot of the whole database, so the wait for the lock is cut into slices.
 const SLICE: Duration = Duration::from_secs(5);
 
+/// Behind another that holds the lock it is tried for so often.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+
+/// Which row of `pg_locks l` is the lock's, held alone: signups that are under way share it.
+pub(super) const HELD: &str =
+    "l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
+    and l.classid = 20250 and l.objid = 1 and l.objsubid = 2 and l.mode = 'ExclusiveLock' and l.granted";
+
 /// After this time without its own ping, or without an answer to what never waits, the bell is not trusted.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -93,6 +101,38 @@ impl Doorbell {
             Err(error) if error.kind() == Kind::Locked => Ok(Waited::StillTaken),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits behind another that holds the lock, as long as a slice, and does not stand in line: every signup rings already, and each CREATE INDEX
+    /// CONCURRENTLY in the database would wait for whoever does, until the slice is over.
+    ///
+    /// # Errors
+    /// The bell fell, or the server did not answer.
+    pub async fn wait_behind(&self) -> Result<Waited> {
+        let until = tokio::time::Instant::now() + SLICE;
+        loop {
+            self.unless_fallen(async {
+                tokio::time::sleep(TRY_AGAIN).await;
+                Ok(())
+            })
+            .await?;
+            if self.try_arm().await? {
+                return Ok(Waited::Armed);
+            }
+            if tokio::time::Instant::now() >= until || !self.is_held().await? {
+                return Ok(Waited::StillTaken);
+            }
+        }
+    }
+
+    /// Whether somebody holds the lock alone, so that every signup rings.
+    ///
+    /// # Errors
+    /// The bell fell, or the server did not answer.
+    pub async fn is_held(&self) -> Result<bool> {
+        let look = format!("select exists (select from pg_locks l where {HELD}) as held");
+        let held = self.lock.query_typed_one(&look, &[]);
+        field(&self.unless_fallen(in_time("look who holds the doorbell's lock", held)).await?, "held")
     }
 
     /// Lets signups run without ringing.

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, IsolationLevel, Row};
 
 use super::claim::damaged;
+use super::doorbell::HELD;
 use super::{Registry, answered, field};
 use crate::error::Result;
 use crate::pg::Doing;
@@ -37,8 +38,6 @@ pub struct Fleet {
     pub making: i64,
     /// Databases under a random name that nobody is making any more: the next sweep drops them.
     pub strays: i64,
-    /// Why the template of a migration set could not be built, in full; the last one's.
-    pub template_failure: Option<String>,
     /// The newest rollout that runs or is paused.
     pub rollout: Option<Going>,
     /// Parked and failing tenants, parked first, the longest waiting first; not more than fifty.
@@ -54,6 +53,8 @@ pub struct Fleet {
 /// A rollout that is not through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Going {
+    /// Its migration set's id.
+    pub migration_set: String,
     /// The version it goes to.
     pub version: i64,
     /// Whether it is paused.
@@ -151,18 +152,17 @@ select now() as at,
        (select count(*) from tenantd.spares_at_hand) as at_hand,
        (select count(*) from unmade where lives) as making,
        (select count(*) from unmade join tenantd.place d on d.name = unmade.name where not lives) as strays,
-       (select error_kind || ': ' || error_text from tenantd.template
-        where completed_at is null and retired_at is null and error_text is not null order by created_at desc limit 1) as template_failure,
        extract(epoch from now() - least(
            (select min(created_at) from tenantd.tenant where state = 'requested' and work in ('due', 'failing')), new.since))::float8 as waiting,
        extract(epoch from now() - least(
            (select min(due_at) from tenantd.tenant
             where work = 'due' and due_at <= now() and (leased_until is null or leased_until <= now())), new.since))::float8 as overdue,
        pg_notification_queue_usage() as queue,
-       r.version as rollout_version, r.state = 'paused' as rollout_paused, r.why as rollout_why
+       r.migration_set as rollout_set, r.version as rollout_version, r.state = 'paused' as rollout_paused, r.why as rollout_why
 from (select min(signed_up_at) as since from tenantd.signup) new
 left join (
-    select version, state, why from tenantd.rollout where state in ('running', 'paused') order by version desc limit 1
+    select migration_set, version, state, why from tenantd.rollout
+    where state in ('running', 'paused') order by version desc, started_at desc limit 1
 ) r on true";
 
 const DAEMONS: &str = "
@@ -177,9 +177,7 @@ where work in ('failing', 'parked') order by work desc, due_at limit $1";
 const BELL: &str = "
 select coalesce(a.usename::text, 'unknown') as role, coalesce(a.application_name, 'a prepared transaction') as application_name,
        coalesce(a.pid, 0) as pid, coalesce(a.usename = current_user and a.application_name like 'tenantd:daemon %', false) as daemon
-from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
-and l.classid = 20250 and l.objid = 1 and l.objsubid = 2 and l.mode = 'ExclusiveLock' and l.granted";
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid where ";
 
 impl Registry {
     /// Reads how the fleet stands, all at one moment, and writes nothing.
@@ -213,7 +211,6 @@ impl Registry {
             at_hand: field(&gauges, "at_hand")?,
             making: field(&gauges, "making")?,
             strays: field(&gauges, "strays")?,
-            template_failure: field(&gauges, "template_failure")?,
             rollout: going(&gauges)?,
             problems: problems.iter().map(problem).collect::<Result<_>>()?,
             daemons: daemons.iter().map(|row| field(row, "daemon")).collect::<Result<_>>()?,
@@ -233,7 +230,10 @@ impl Registry {
 }
 
 async fn bell_holder(client: &Client) -> Result<Option<BellHolder>> {
-    let row = client.query_typed_opt(BELL, &[]).await.doing(|| "look who holds the doorbell's lock".to_owned())?;
+    let row = client
+        .query_typed_opt(&format!("{BELL}{HELD}"), &[])
+        .await
+        .doing(|| "look who holds the doorbell's lock".to_owned())?;
     row.map(|row| {
         Ok(BellHolder {
             role: field(&row, "role")?,
@@ -247,7 +247,12 @@ async fn bell_holder(client: &Client) -> Result<Option<BellHolder>> {
 
 fn going(gauges: &Row) -> Result<Option<Going>> {
     let Some(version) = field(gauges, "rollout_version")? else { return Ok(None) };
-    Ok(Some(Going { version, paused: field(gauges, "rollout_paused")?, why: field(gauges, "rollout_why")? }))
+    Ok(Some(Going {
+        migration_set: field(gauges, "rollout_set")?,
+        version,
+        paused: field(gauges, "rollout_paused")?,
+        why: field(gauges, "rollout_why")?,
+    }))
 }
 
 fn count(row: &Row) -> Result<Count> {

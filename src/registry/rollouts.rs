@@ -24,9 +24,17 @@ pub enum RolloutState {
     Aborted,
     /// Every tenant was reached.
     Done,
+    /// Other migrations came after these and have passed their canaries: tenants get those.
+    Overtaken,
 }
 
-words!(RolloutState { Running => "running", Paused => "paused", Aborted => "aborted", Done => "done" });
+words!(RolloutState {
+    Running => "running",
+    Paused => "paused",
+    Aborted => "aborted",
+    Done => "done",
+    Overtaken => "overtaken",
+});
 
 /// How a migration set goes through the fleet.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,18 +121,6 @@ impl Registry {
         rows.first().map(read).transpose()
     }
 
-    /// The latest rollout that is neither done nor aborted, else the latest of all.
-    ///
-    /// # Errors
-    /// The main database cannot be reached.
-    pub async fn latest_rollout(&self) -> Result<Option<Rollout>> {
-        let sql = format!(
-            "select {COLUMNS} from tenantd.rollout order by state in ('running', 'paused') desc, version desc, started_at desc limit 1"
-        );
-        let rows = self.query(&sql, &[], || "read the rollout".to_owned()).await?;
-        rows.first().map(read).transpose()
-    }
-
     /// Becomes the one that drives the rollout, or stays it, for the time of `lease`. Its state; `None`: another drives it.
     ///
     /// # Errors
@@ -187,6 +183,49 @@ impl Registry {
         self.change_driven(id, change, &[], Some("done")).await
     }
 
+    /// Ends the rollouts of the sets `ids`, as far as they are not through: that to `version` has passed its canaries, and whoever waits for
+    /// them gets its migrations. Whoever drives one hears of it within a second.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn overtake_rollouts(&self, ids: &[String], version: i64) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let sql = "
+            with overtaken as (
+                update tenantd.rollout set state = 'overtaken', why = format('by the rollout to version %s', $2::int8), by_canaries = false,
+                       ended_at = now(), leased_by = null, leased_until = null
+                where migration_set = any ($1) and state in ('running', 'paused') returning version
+            )
+            insert into tenantd.event (what, who, detail)
+            select $3, $4, format('to version %s: overtaken by the rollout to version %s', version, $2::int8) from overtaken";
+        let parameters: super::Parameters<'_> = &[
+            (&ids, Type::TEXT_ARRAY),
+            (&version, Type::INT8),
+            (&What::Rollout.word(), Type::TEXT),
+            (&self.who, Type::TEXT),
+        ];
+        self.execute(sql, parameters, || "end the rollouts before".to_owned()).await.map(drop)
+    }
+
+    /// Gives up every rollout to `version` that is not through, whoever carries its migrations. Returns how many there were.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn abort_rollouts_to(&self, version: i64, why: &str) -> Result<u64> {
+        let sql = "
+            with aborted as (
+                update tenantd.rollout set state = 'aborted', why = $2, by_canaries = false, ended_at = now()
+                where version = $1 and state in ('running', 'paused') returning version
+            )
+            insert into tenantd.event (what, who, detail)
+            select $3, $4, format('to version %s: aborted: %s', version, $2::text) from aborted";
+        let parameters: super::Parameters<'_> =
+            &[(&version, Type::INT8), (&why, Type::TEXT), (&What::Rollout.word(), Type::TEXT), (&self.who, Type::TEXT)];
+        self.execute(sql, parameters, || format!("give up the rollout to version {version}")).await
+    }
+
     /// Changes the rollout that this process drives, and writes an event with it.
     pub(super) async fn change_driven(
         &self,
@@ -197,7 +236,8 @@ impl Registry {
     ) -> Result<()> {
         let sql = format!(
             "with changed as (
-                 update tenantd.rollout set {change} where migration_set = $1 and leased_by = $2 returning version
+                 update tenantd.rollout set {change}
+                 where migration_set = $1 and leased_by = $2 and state <> 'overtaken' returning version
              ), told as (
                  insert into tenantd.event (what, who, detail)
                  select ${what}, ${who}, format('to version %s: %s', version, ${event}::text) from changed where ${event}::text is not null
@@ -217,7 +257,10 @@ impl Registry {
         ]);
         let changed = self.query(&sql, &parameters, || "change the rollout".to_owned()).await?;
         if changed.is_empty() {
-            return Err(Error::new(Kind::LeaseLost, "another process drives the rollout now"));
+            return Err(Error::new(
+                Kind::LeaseLost,
+                "another process drives the rollout now, or other migrations have overtaken it",
+            ));
         }
         Ok(())
     }

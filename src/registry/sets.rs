@@ -16,12 +16,15 @@ use crate::pg::Doing;
 pub struct Relations {
     /// What each set that is behind ours lacks of it, by the set's id, in the order it will be applied.
     pub behind: BTreeMap<String, Vec<i64>>,
-    /// Ids of sets that hold all of ours and more.
+    /// Ids of sets that hold all of ours and more, and that tenants have. What a template alone has may have been withdrawn.
     pub newer: Vec<String>,
     /// Why no tenant may be touched with our set: a version below the newest of a set that tenants have. Empty: it may.
     pub refused: Vec<String>,
     /// What else contradicts a set that tenants have: files that changed or vanished. It stops those tenants only.
     pub diverged: Vec<String>,
+    /// Ids of sets with a rollout that is not through, and that ours leaves behind: it holds all of theirs and more, or contradicts them, and
+    /// no tenant has them (they were mended).
+    pub overtaken: Vec<String>,
     /// Ids of all sets that tenants have, and of ours: where a tenant has another, this is out of date.
     pub known: Vec<String>,
 }
@@ -119,7 +122,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Compares `set` with every set that a tenant or a template has.
+    /// Compares `set` with every set that a tenant or a template has, or that is being rolled out.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -129,12 +132,14 @@ impl Registry {
             .await?
             .query_typed(
                 "with used as (
-                     select migration_set as id, true as lives from tenantd.tenant
+                     select migration_set as id, true as lives, true as made, false as goes from tenantd.tenant
                      where state <> 'deleted' and migration_set is not null
-                     union select migration_set, false from tenantd.template
+                     union select migration_set, false, true, false from tenantd.template
+                     union select migration_set, false, false, true from tenantd.rollout where state in ('running', 'paused')
                  )
-                 select s.id, s.version, s.name, s.checksum, u.lives
-                 from (select id, bool_or(lives) as lives from used group by id) u join tenantd.migration_set s on s.id = u.id
+                 select s.id, s.version, s.name, s.checksum, u.lives, u.made, u.goes
+                 from (select id, bool_or(lives) as lives, bool_or(made) as made, bool_or(goes) as goes from used group by id) u
+                 join tenantd.migration_set s on s.id = u.id
                  where s.id <> $1 order by s.id, s.position",
                 &[(&set.id(), Type::TEXT)],
             )
@@ -144,7 +149,7 @@ impl Registry {
         let mut sets: BTreeMap<String, Known> = BTreeMap::new();
         for row in &rows {
             let known = sets.entry(field(row, "id")?).or_default();
-            known.lives = field(row, "lives")?;
+            (known.lives, known.made, known.goes) = (field(row, "lives")?, field(row, "made")?, field(row, "goes")?);
             known.migrations.push(Recorded::from(Entry {
                 version: field(row, "version")?,
                 name: field(row, "name")?,
@@ -187,20 +192,31 @@ impl Registry {
 struct Known {
     /// Whether a tenant has it, and not a template alone: an edit that was taken back leaves one behind, which contradicts nobody.
     lives: bool,
+    /// Whether a tenant or a template has it.
+    made: bool,
+    /// Whether it has a rollout that is not through.
+    goes: bool,
     migrations: Vec<Recorded>,
 }
 
 fn relations(set: &MigrationSet, sets: &BTreeMap<String, Known>, out_of_order: bool) -> Relations {
     let mut relations = Relations { known: vec![set.id()], ..Relations::default() };
-    for (id, Known { lives, migrations }) in sets {
+    for (id, Known { lives, made, goes, migrations }) in sets {
         if *lives {
             relations.known.push(id.clone());
         }
-        match compare(set, migrations, out_of_order) {
+        let verdict = compare(set, migrations, out_of_order);
+        if *goes && matches!(verdict, Verdict::Behind(_)) || *goes && !lives && matches!(verdict, Verdict::Diverged(_))
+        {
+            relations.overtaken.push(id.clone());
+        }
+        match verdict {
+            _ if !made => {}
             Verdict::Current => {}
             Verdict::Behind(pending) => {
                 relations.behind.insert(id.clone(), pending.iter().map(|migration| migration.version).collect());
             }
+            Verdict::Newer(_) if !lives => {}
             Verdict::Newer(_) => relations.newer.push(id.clone()),
             Verdict::Diverged(findings) => {
                 for finding in findings.into_iter().filter(|_| *lives) {

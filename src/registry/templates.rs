@@ -95,6 +95,18 @@ impl Registry {
         rows.iter().map(read).collect()
     }
 
+    /// Why the template of the set `id` could not be built, in full; `None`: it could, or nobody tried.
+    ///
+    /// # Errors
+    /// The main database cannot be reached.
+    pub async fn template_failure(&self, id: &str) -> Result<Option<String>> {
+        let sql = "select error_kind || ': ' || error_text as error from tenantd.template
+                   where migration_set = $1 and completed_at is null and retired_at is null and error_text is not null
+                   order by created_at desc limit 1";
+        let rows = self.query(sql, &[(&id, Type::TEXT)], || "look at the template".to_owned()).await?;
+        rows.first().map(|row| field(row, "error")).transpose()
+    }
+
     /// Makes this process the one that builds templates and makes spares, for the time of `lease`, or renews that. False: another is.
     ///
     /// # Errors

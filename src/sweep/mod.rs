@@ -32,6 +32,10 @@ const PAGE_OF_LANE: usize = 32;
 /// The longest that a question to the main database may take, with a large signup table to be read. More is no answer any more.
 const ANSWER: Duration = Duration::from_mins(10);
 
+/// A sweep that nobody waits for leaves half-made databases to the next one after so long: each DROP DATABASE waits for a checkpoint, and while a
+/// daemon drops them it finds nobody whom the trigger missed.
+const LONGEST_STRAYS: Duration = Duration::from_mins(1);
+
 /// What a sweep did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -128,7 +132,10 @@ impl Report {
             && self.unread.is_none()
             && self.braked == 0
             && self.template.is_none()
-            && self.rollout.as_ref().is_none_or(|rollout| rollout.state == RolloutState::Aborted)
+            && self
+                .rollout
+                .as_ref()
+                .is_none_or(|rollout| matches!(rollout.state, RolloutState::Aborted | RolloutState::Overtaken))
             && self.undropped.is_empty()
     }
 
@@ -175,11 +182,8 @@ pub async fn sweep(
     let began = Instant::now();
     let mut report = Report { restricted: run.only.is_some(), ..Report::default() };
     let (start, expected) = begin(context, table, run, &mut report).await?;
-    if start.strays && run.only.is_none() {
-        report.strays = in_time(drop_strays(&context.registry)).await?;
-    }
     (report.newer, report.busy) = (start.newer, start.busy);
-    let (needing, over, departures) = (start.needing, start.over, start.departures);
+    let (needing, strays, over, departures) = (start.needing, start.strays, start.over, start.departures);
     if needing > 0 {
         let feed = Feed::new(Arc::clone(context), expected, start).await?;
         lanes::run(context, tasks, run, feed, needing, &mut report, &mut |ended, through| {
@@ -196,6 +200,11 @@ pub async fn sweep(
     // A sweep of some drops nothing.
     if departures && run.only.is_none() {
         follow_departures(context, table, run, &mut report).await?;
+    }
+    if strays && run.only.is_none() {
+        let swept = Instant::now();
+        let enough = || run.stop.is_cancelled() || !run.by_hand && swept.elapsed() > LONGEST_STRAYS;
+        report.strays = drop_strays(&context.registry, enough).await?;
     }
     if over && run.only.is_none() {
         purge(context, run, &mut report).await?;

@@ -6,6 +6,8 @@
 //!    └──every one fails──▶ paused ◀── too many fail alike, or a person says so
 //! ```
 //!
+//! Where the canaries of a later set pass, the rollouts that it leaves behind are overtaken: a set that was mended, or one that more was added to.
+//!
 //! One process drives it at a time, under a lease; where it stood is in the registry, so that another goes on from there.
 
 use std::collections::BTreeMap;
@@ -149,7 +151,7 @@ impl Drive<'_> {
         let goes_on = match rollout.state {
             RolloutState::Running => true,
             RolloutState::Paused => rollout.by_canaries,
-            RolloutState::Aborted | RolloutState::Done => false,
+            RolloutState::Aborted | RolloutState::Done | RolloutState::Overtaken => false,
         };
         if !goes_on || !rollout.passed && !self.canaries(&rollout, report, tell).await? {
             return Ok(());
@@ -187,6 +189,7 @@ impl Drive<'_> {
         if stand.migrated > 0 || stand.failed + stand.left == 0 {
             registry.pass_canaries(id, took).await?;
             reach(Point::CanariesPassed).await;
+            self.overtake().await?;
             self.context.supply.want();
             let (left, lanes) = (registry.count_behind(&self.behind).await?, self.context.config.sweep.parallel);
             let estimate = took.map(|(average, _)| estimate(average, left, lanes).as_secs_f64());
@@ -238,6 +241,8 @@ impl Drive<'_> {
             }
         }
         if registry.count_behind(&self.behind).await? == 0 {
+            // Whoever began an older one meanwhile did so for nobody.
+            self.overtake().await?;
             registry.end_rollout(&rollout.migration_set).await?;
             reach(Point::RolloutDone).await;
             tracing::info!(version = rollout.version, "rollout done");
@@ -282,6 +287,13 @@ impl Drive<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Ends the rollouts that this one leaves behind.
+    async fn overtake(&self) -> Result<()> {
+        let Context { registry, set, config, .. } = &**self.context;
+        let relations = registry.relate(set, config.tenant.out_of_order).await?;
+        registry.overtake_rollouts(&relations.overtaken, set.newest_version()).await
     }
 
     async fn pause(&self, why: &str, by_canaries: bool) -> Result<()> {

@@ -33,7 +33,7 @@ pub struct Run {
     daemons: [Option<Daemon>; DAEMONS],
     /// Locks that are held, and the like; each ends by itself.
     beside: Vec<JoinHandle<()>>,
-    /// Databases with a row that the migration of this version stumbles over.
+    /// Tenants' databases, or schemas, with a row that the migration of this version stumbles over.
     poisoned: Vec<(String, i64)>,
 }
 
@@ -99,7 +99,7 @@ impl Run {
     pub async fn look(&mut self) {
         self.looks += 1;
         let client = self.fleet.database.superuser().await;
-        for found in oracle::always(&client, self.fleet.database.prefix()).await {
+        for found in oracle::always(&self.fleet.database, &client).await {
             self.fleet.counts.violated(found);
         }
         for (number, daemon) in self.daemons.iter_mut().enumerate() {
@@ -204,7 +204,7 @@ impl Run {
     async fn lock_tenants(&mut self, tenants: usize, time: Duration) {
         for name in self.some_tenants(tenants).await {
             // It may be gone by now.
-            if let Some(client) = self.fleet.app(&name).await {
+            if let Some(client) = self.fleet.app_in(&name).await {
                 self.hold(client, "log", time);
             }
         }
@@ -233,7 +233,7 @@ impl Run {
     async fn migrate(&mut self, poisoned: usize) {
         let version = self.fleet.counts.version.fetch_add(1, Ordering::Relaxed) + 1;
         for name in self.some_tenants(poisoned).await {
-            let Some(client) = self.fleet.app(&name).await else { continue };
+            let Some(client) = self.fleet.app_in(&name).await else { continue };
             let poison = format!("set lock_timeout = '1s'; insert into log values ('poison {version}')");
             // Whether it was written when the answer was lost is not known: it is mended in any case.
             self.poisoned.push((name, version));
@@ -263,13 +263,13 @@ impl Run {
 
     /// Takes the poison out of one tenant. False: it could not be reached, to be tried again.
     async fn cure(&self, name: &str, version: i64) -> bool {
-        let there = "select from pg_database where datname = $1";
         let client = self.fleet.database.superuser().await;
-        if client.query_opt(there, &[&name]).await.expect("look for a tenant").is_none() {
+        let there = format!("select from {} p where name = $1", self.fleet.database.place(&client).await);
+        if client.query_opt(&there, &[&name]).await.expect("look for a tenant").is_none() {
             return true;
         }
         let cure = format!("set lock_timeout = '5s'; delete from log where message = 'poison {version}'");
-        let Some(client) = self.fleet.app(name).await else {
+        let Some(client) = self.fleet.app_in(name).await else {
             tokio::time::sleep(INTERVAL * 10).await;
             return false;
         };

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tenantd::config::Isolation;
+use tenantd::pg::quote;
 use tenantd::tasks::Tasks;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -126,9 +128,21 @@ impl Fleet {
         std::array::from_fn(|number| Some(self.start(number)))
     }
 
-    /// A connection as the application's to `database`; `None` while there is none to be had.
-    pub async fn app(&self, database: &str) -> Option<Client> {
-        self.database.server().try_client("app", APP_PASSWORD, database).await.ok()
+    /// A connection as the application's to the main database; `None` while there is none to be had.
+    pub async fn app(&self) -> Option<Client> {
+        self.database.server().try_client("app", APP_PASSWORD, self.database.name()).await.ok()
+    }
+
+    /// The same to the tenant whose database, or schema, is `name`.
+    pub async fn app_in(&self, name: &str) -> Option<Client> {
+        let around = match self.database.isolation() {
+            Isolation::Database => name,
+            Isolation::Schema => self.database.around_tenants(),
+        };
+        let client = self.database.server().try_client("app", APP_PASSWORD, around).await.ok()?;
+        let search = format!("set search_path = {}", quote::identifier(self.database.tenant_schema(name)));
+        client.batch_execute(&search).await.ok()?;
+        Some(client)
     }
 
     /// Writes a migration so that nobody reads half of it.
@@ -146,7 +160,7 @@ impl Fleet {
         while !self.over.is_cancelled() {
             let usable = client.as_ref().is_some_and(|client| !client.is_closed());
             if !usable {
-                client = self.app(self.database.name()).await;
+                client = self.app().await;
             }
             if let Some(client) = &client {
                 let insert =
@@ -176,7 +190,7 @@ impl Fleet {
 
     /// Returns how many tenants there were; `None`: the server is gone.
     async fn drop_one(&self, turn: usize) -> Option<i64> {
-        let main = self.app(self.database.name()).await?;
+        let main = self.app().await?;
         let oldest = "select id::text, (select count(*) from public.users) from public.users where id::text <> all ($1)
                       order by created_at limit 1";
         let dropped = self.counts.dropped();

@@ -2,7 +2,7 @@
 //! migrations that some tenants cannot bear, while users sign up and tenants are dropped. An oracle looks every few seconds for what may never
 //! be, and at the end, when all has come to rest, for everything.
 //!
-//! `make chaos MINUTES=10 SEED=1`; without a time it takes twenty seconds, so that it runs with all other tests. The seed decides which faults
+//! `make chaos MINUTES=10 SEED=1`; `make test` takes two minutes of it, and without a time it takes twenty seconds. The seed decides which faults
 //! come when; what they meet depends on the machine.
 
 #![expect(clippy::print_stdout, reason = "it tells on stdout what it does, fault by fault")]
@@ -72,10 +72,10 @@ fn main() -> ExitCode {
 
 /// Returns what was violated.
 async fn chaos(seed: u64, length: Duration) -> Vec<String> {
-    println!("chaos with seed {seed} for {length:?}");
     // A daemon that is frozen in the middle of its login keeps the server from ending until its time for that is over.
     let server = TestServer::builder().setting("authentication_timeout", "5s").start();
     let database = TestDatabase::on(&server).await.unchecked();
+    println!("chaos with seed {seed} for {length:?}, a {} for each tenant", database.isolation().word());
     let delete = "grant delete on public.users to app";
     database.superuser().await.batch_execute(delete).await.expect("let the application delete users");
     let proxy = Proxy::start(server.address()).await;
@@ -127,7 +127,7 @@ async fn rest(run: &mut Run) -> Option<Duration> {
     let (version, dropped) = (fleet.counts.version.load(Ordering::Relaxed), fleet.counts.dropped());
     let client = fleet.database.superuser().await;
     loop {
-        let unrest = oracle::unrest(&client, version, &dropped).await;
+        let unrest = oracle::unrest(&fleet.database, &client, version, &dropped).await;
         if unrest.is_empty() {
             return Some(began.elapsed());
         }
@@ -153,7 +153,8 @@ async fn finish(mut run: Run, rested: Option<Duration>) {
     }
     run.end_daemons().await;
     let client = fleet.database.superuser().await;
-    let left = support::audit::audit(&client, &fleet.database.place(&client).await, fleet.database.prefix(), &[]).await;
+    let place = fleet.database.place(&client).await;
+    let left = support::audit::audit(&client, &place, fleet.database.prefix(), &[]).await;
     fleet.counts.all_violated("left behind", left);
     let figures = "select count(*), count(*) filter (where t.key is null),
                           coalesce(round((extract(epoch from max(t.ready_at - u.created_at)))::numeric, 1)::text, '-'),
@@ -161,10 +162,11 @@ async fn finish(mut run: Run, rested: Option<Duration>) {
                           coalesce(round((extract(epoch from percentile_cont(0.99) within group (order by t.ready_at - u.created_at)))::numeric, 1)::text, '-')
                    from public.users u left join tenantd.tenant t on t.key = u.id::text";
     let row = client.query_one(figures, &[]).await.expect("the figures");
-    let double = "select count(*) from (select from pg_database where starts_with(datname, $1)
-                  group by shobj_description(oid, 'pg_database')
-                  having count(*) > 1 and shobj_description(min(oid), 'pg_database') is not null) d";
-    let double: i64 = client.query_one(double, &[&fleet.database.prefix()]).await.expect("the figures").get(0);
+    let double = format!(
+        "select count(*) from (select from {place} p where starts_with(name, $1) and marker is not null group by marker
+         having count(*) > 1) d"
+    );
+    let double: i64 = client.query_one(&double, &[&fleet.database.prefix()]).await.expect("the figures").get(0);
     let text = |index: usize| row.get::<_, String>(index);
     println!(
         "signups {} (deleted again {})",

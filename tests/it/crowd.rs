@@ -63,12 +63,21 @@ impl<'a> Crowd<'a> {
         daemon
     }
 
-    /// How many sessions hold the doorbell's lock, or wait for it, as a sleeping daemon does.
+    /// How many sessions hold the doorbell's lock, wait for it, or look who holds it, as a sleeping daemon does.
     pub async fn bells(&self) -> i64 {
         self.count(
-            "select count(*) from pg_locks join pg_stat_activity using (pid)
-             where locktype = 'advisory' and classid = 20250 and objid = 1 and mode = 'ExclusiveLock' and datname = current_database()
-             and application_name like 'tenantd:daemon %'",
+            "select count(*) from pg_stat_activity a
+             where datname = current_database() and application_name like 'tenantd:daemon %' and (query like '%) as held' or exists (
+                 select from pg_locks l where l.pid = a.pid and locktype = 'advisory' and classid = 20250 and objid = 1 and mode = 'ExclusiveLock'))",
+        )
+        .await
+    }
+
+    /// How many sessions stand in line for the doorbell's lock.
+    pub async fn in_line(&self) -> i64 {
+        self.count(
+            "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+             where datname = current_database() and locktype = 'advisory' and classid = 20250 and objid = 1 and not granted",
         )
         .await
     }

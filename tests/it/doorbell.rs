@@ -74,7 +74,14 @@ async fn heard_with_two_daemons() {
     let crowd = Crowd::new(&database).await;
     let program = crowd.deaf_without_bell();
     let (first, second) = (crowd.start(&program).await, crowd.start(&program).await);
-    assert_eq!((crowd.armed().await, crowd.bells().await), (1, 2), "one sleeps behind the other");
+    until("one sleeps behind the other", SOON, async || (crowd.armed().await, crowd.bells().await) == (1, 2)).await;
+    for _ in 0..50 {
+        assert_eq!(
+            crowd.in_line().await,
+            0,
+            "an index that is made concurrently would wait for whoever stands in line"
+        );
+    }
     let committed = overlapping(&crowd, 8, Duration::from_secs(3)).await;
     all_within(HEARD, &crowd.waits(&committed).await);
     let app = database.app().await;

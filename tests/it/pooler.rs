@@ -109,13 +109,13 @@ async fn behind_a_pooler_signups_become_tenants() {
 }
 
 /// Goal: a migration without a transaction, which needs a session of its own, is refused behind a pooler, with the reason; no lock and no role is left
-/// behind, and directly it runs. Method: an index that is built concurrently.
+/// behind, and directly it runs. Method: an index that is built concurrently; the ANALYZE keeps it out of the transaction that makes a schema.
 #[tokio::test]
 async fn behind_a_pooler_no_migration_runs_without_a_transaction() {
     let database = TestDatabase::new().await;
     let pooler = Pooler::start(database.server(), &USERS, "ignore_startup_parameters = options").await;
     let folder = tempfile::tempdir().expect("a folder");
-    let index = "-- tenantd: no-transaction\ncreate index concurrently note_id on note (id)";
+    let index = "-- tenantd: no-transaction\ncreate index concurrently note_id on note (id); analyze note";
     write_migrations(folder.path(), &[("0001_note.sql", "create table note (id int)"), ("0002_index.sql", index)]);
     let path = folder.path().display().to_string();
     let program = through(&database, &pooler).setting("tenant.migrations", &path);

@@ -254,3 +254,73 @@ async fn another_goes_on_after_a_death() {
     assert!(daemon.terminate().await.success());
     database.finish().await;
 }
+
+/// How all rollouts stand, in the order in which they began.
+async fn states(database: &TestDatabase) -> String {
+    let states = "select string_agg(format('%s %s', version, state), ', ' order by started_at) from tenantd.rollout";
+    text(database, states).await.expect("a rollout")
+}
+
+/// Goal: nobody has to end the rollout of migrations that were mended: it is over when the mended ones have passed their canaries. Where they were
+/// withdrawn it is told with the command that gives it up. Method: a paused rollout, each of both, and what `tenantd status` says.
+#[tokio::test]
+async fn a_paused_rollout_ends_with_its_migrations() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    fleet_of(&database, folder.path(), 4).await;
+    poison(&database, 4).await;
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    write_migrations(folder.path(), &[STUMBLES]);
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 1);
+
+    std::fs::remove_file(folder.path().join(STUMBLES.0)).expect("withdraw it");
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 0, "those that had failed are as they were");
+    let status = program.run(&["status"]).await;
+    assert_eq!(status.code(), 1);
+    let told = "The rollout to version 2, whose migrations are not those that this tenantd carries, is paused: every canary failed (";
+    let said = status.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains(told) && said.contains("`tenantd rollout abort --version 2` gives it up"), "{said}");
+    let other = program.run(&["rollout", "abort", "--version", "3"]).await;
+    assert_eq!(other.code(), 2, "{other:?}");
+    assert!(other.stderr.contains("no rollout to version 3 is running or paused"), "{other:?}");
+    let aborted = program.run(&["rollout", "abort", "--version", "2", "--why", "withdrawn"]).await;
+    assert_eq!(
+        (aborted.code(), aborted.stdout.as_str()),
+        (0, "rollout to version 2: aborted: withdrawn"),
+        "{aborted:?}"
+    );
+    assert_eq!((program.run(&["status"]).await.code(), states(&database).await.as_str()), (0, "2 aborted"));
+
+    write_migrations(folder.path(), &[(STUMBLES.0, &format!("{} -- again", STUMBLES.1))]);
+    assert_eq!(program.run(&["--sweep-once"]).await.code(), 1);
+    assert_eq!(states(&database).await, "2 aborted, 2 paused");
+    write_migrations(folder.path(), &[(STUMBLES.0, "create table second ()")]);
+    let swept = program.run(&["--sweep-once"]).await;
+    assert_eq!(swept.code(), 0, "{swept:?}");
+    assert_eq!(states(&database).await, "2 aborted, 2 overtaken, 2 done");
+    let status = program.run(&["status"]).await;
+    assert_eq!(status.code(), 0, "{status:?}");
+    database.finish().await;
+}
+
+/// Goal: a daemon that is told of newer migrations in the middle of a rollout goes on with those, and does not bring the whole fleet to the older
+/// ones first. Method: a migration that takes long, and another after its canaries.
+#[tokio::test]
+async fn a_reload_in_a_rollout_goes_on_with_the_newer_set() {
+    let database = TestDatabase::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    fleet_of(&database, folder.path(), 12).await;
+    write_migrations(folder.path(), &[("0002_second.sql", "select pg_sleep(0.6)")]);
+    let mut daemon = Program::for_database(&database)
+        .setting("tenant.migrations", &folder.path().display().to_string())
+        .setting("sweep.parallel", "1")
+        .setting("rollout.canary", "1")
+        .start();
+    daemon.wait_for_line("the canaries of the rollout have passed", SOON).await;
+    write_migrations(folder.path(), &[("0003_third.sql", "create table third ()")]);
+    daemon.hang_up();
+    until("all have the newer", SOON, async || count(&database, "version = 3 and work = 'idle'").await == 12).await;
+    until("it is done", SOON, async || states(&database).await == "2 overtaken, 3 done").await;
+    assert!(daemon.terminate().await.success());
+    database.finish().await;
+}

@@ -371,3 +371,32 @@ async fn shared_schemas_are_looked_at_first() {
         database.finish().await;
     }
 }
+
+/// Goal: nobody who signs up waits for a transaction of somebody else's, also where the set makes indexes concurrently: in a schema that is being made they
+/// are made at once. Method: a report that stays open in the database; the index is there and whole, and the file counts as applied.
+#[tokio::test]
+async fn indexes_of_a_new_tenant_wait_for_nobody() {
+    let database = TestDatabase::new().await.with_schemas().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = [
+        ("0001_first.sql", "create table first (a integer);"),
+        ("0002_index.sql", "-- tenantd: no-transaction\ncreate index concurrently first_a on first (a);"),
+        ("0003_second.sql", "create table second ();"),
+    ];
+    write_migrations(folder.path(), &files);
+    let report = database.app().await;
+    report.batch_execute("begin isolation level repeatable read; select count(*) from users").await.expect("report");
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let key = database.sign_up("one@example.org").await;
+    let swept = fleet.sweep().await;
+    assert_eq!((swept.made, swept.failures), (1, 0), "{swept:?}");
+    let tenant = database.tenant_superuser(&database.tenant_name(&key)).await;
+    let seen = "select (select indisvalid from pg_index where indexrelid = 'first_a'::regclass),
+                       (select string_agg(format('%s %s', version, statements_done), ', ' order by version) from tenantd_migration where applied_at is not null)";
+    let seen = tenant.query_one(seen, &[]).await.expect("look");
+    assert_eq!((seen.get::<_, bool>(0), seen.get::<_, String>(1)), (true, "1 1, 2 1, 3 1".to_owned()));
+    report.batch_execute("commit").await.expect("it was open all the time");
+    drop((report, tenant));
+    fleet.close().await;
+    database.finish().await;
+}

@@ -164,6 +164,8 @@ const COMMANDS: [&[&str]; 39] = [
 
 /// What cannot succeed, and says why: nobody there, another password, another TLS, a URL that is none.
 async fn fail(written: &mut Written, database: &TestDatabase, program: &Program) {
+    // The password is the URL's, where there is one.
+    let program = program.clone().unset("main.password_file").unset("main.password_command");
     let url = database.url();
     let nobody = url.replace(&database.server().address().to_string(), &Pages::reserve().listen());
     for (how, url) in [
@@ -198,11 +200,13 @@ async fn daemon(written: &mut Written, how: &str, database: &TestDatabase, progr
     daemon.wait_for_line("tenant ready", SOON).await;
     let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'tenantd:%' and datname = current_database()";
     run(&database.superuser().await, end).await;
-    write_migrations(migrations, &[("9999_fails.sql", "select 1/0;")]);
+    // Another each time: one that was given up is not tried again.
+    write_migrations(migrations, &[("9999_fails.sql", &format!("select 1/0; -- {how}"))]);
     let lines = daemon.lines().len();
     daemon.hang_up();
     daemon.wait_for_line_after(lines, "division by zero", SOON).await;
-    fs::remove_file(migrations.join("9999_fails.sql")).expect("mend it");
+    daemon.wait_for_line_after(lines, "rollout paused", SOON).await;
+    fs::remove_file(migrations.join("9999_fails.sql")).expect("withdraw it");
     for page in ["/metrics", "/readyz", "/healthz", "/nothing"] {
         written.add(page, pages.get(page).await.map(|page| page.1).unwrap_or_default());
     }
@@ -212,6 +216,7 @@ async fn daemon(written: &mut Written, how: &str, database: &TestDatabase, progr
     written.add(format!("{how}: log"), daemon.lines().join("\n"));
     written.add(format!("{how}: stdout"), daemon.stdout());
     daemon.kill();
+    assert_eq!(written.run(program, how, &["rollout", "abort", "--version", "9999"]).await, 0, "{how}");
 }
 
 /// Every row of every table of the registry, and what the server says of statements.
@@ -257,7 +262,7 @@ async fn no_password_is_found_anywhere() {
             let arguments: Vec<&str> =
                 arguments.iter().map(|word| if *word == "KEY" { key.as_str() } else { word }).collect();
             let code = written.run(&program.clone().directory(folder.path()), how, &arguments).await;
-            assert!(code == 0, "{how} {arguments:?}: {code}");
+            assert!(code == 0, "{how} {arguments:?}: {code}\n{}", written.0[&format!("{how}: {arguments:?}")]);
         }
         for made in files(&migrations).iter().filter(|file| file.display().to_string().contains("something")) {
             fs::remove_file(made).expect("remove what `new` made");

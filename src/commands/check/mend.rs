@@ -49,7 +49,7 @@ pub(super) async fn all(context: &Context, report: &mut Report, arguments: &Chec
         .collect()
         .await;
     if strays {
-        let dropped = drop_strays(&context.registry).await?;
+        let dropped = drop_strays(&context.registry, || requests.stop.is_cancelled()).await?;
         context
             .registry
             .tell(What::Fixed, None, Some(&format!("dropped {dropped} half-made {}s", context.registry.isolation)))

@@ -89,10 +89,21 @@ impl Status<'_> {
     fn find_in_set(&self, found: &mut Vec<Remark>) {
         if let Some(rollout) = self.fleet.rollout.as_ref().filter(|rollout| rollout.paused) {
             let why = rollout.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            let version = rollout.version;
+            let (whose, hint) = if rollout.migration_set == self.set.id() {
+                ("", "Mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up.".to_owned())
+            } else {
+                (
+                    ", whose migrations are not those that this tenantd carries,",
+                    format!(
+                        "Where nobody carries them any more, `tenantd rollout abort --version {version}` gives it up."
+                    ),
+                )
+            };
             found.push(remark(
                 "rollout_paused",
-                format!("The rollout to version {} is paused{why}.", rollout.version),
-                "Mend the migration or the tenants; `tenantd rollout resume` goes on, `tenantd rollout abort` gives it up.",
+                format!("The rollout to version {version}{whose} is paused{why}."),
+                hint,
             ));
         }
         let listed = |head: String, reasons: &[String]| format!("{head}\n{}", reasons.join("\n"));
@@ -117,7 +128,7 @@ impl Status<'_> {
                 "Put the files back as they were applied, and make each change a new migration.",
             ));
         }
-        if let Some(failure) = &self.fleet.template_failure {
+        if let Some(failure) = &self.template_failure {
             found.push(remark(
                 "template",
                 listed(

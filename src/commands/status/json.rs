@@ -53,7 +53,7 @@ pub(super) fn object(status: &Status<'_>) -> Value {
             "why": rollout.why,
         })),
         "spares": { "at_hand": fleet.at_hand, "in_the_making": fleet.making, "left_over": fleet.strays },
-        "template_failure": fleet.template_failure,
+        "template_failure": status.template_failure,
         "main_schema": status.main_schema.as_ref().map(|standing| main_schema(status, standing)),
     })
 }

@@ -29,6 +29,7 @@ struct Status<'a> {
     /// The registry's own id.
     registry: Uuid,
     fleet: Fleet,
+    template_failure: Option<String>,
     room: Room,
     /// How signups are noticed, or why they cannot be.
     signup: Result<Signup>,
@@ -56,6 +57,7 @@ struct Signup {
 /// Returns [`ExitStatus::Findings`] when a tenant is failing, though it is tried again by itself, or when something needs a person, each told
 /// with what to do:
 /// - a tenant is parked;
+/// - a rollout is paused, or the template of the migrations could not be built;
 /// - the migration set is refused, contradicts what was applied, or is older than what tenants have;
 /// - the application's own schema contradicts its folder;
 /// - the signup table cannot serve, its trigger is missing, wrong or switched off, or row level security hides users from sweeps; the same of the
@@ -87,6 +89,7 @@ impl<'a> Status<'a> {
             config,
             registry: registry.id,
             fleet: registry.fleet().await?,
+            template_failure: registry.template_failure(&set.id()).await?,
             room: registry.room().await?,
             signup: read_signup(registry, config).await?,
             set,

@@ -113,7 +113,8 @@ fn facts(status: &Status<'_>) -> Vec<(&'static str, String)> {
     };
     let rollout = fleet.rollout.as_ref().map(|rollout| {
         let state = if rollout.paused { "paused" } else { "running" };
-        ("Rollout", format!("to version {}: {state}; `tenantd rollout` shows more", rollout.version))
+        let more = if rollout.migration_set == set.id() { "; `tenantd rollout` shows more" } else { "" };
+        ("Rollout", format!("to version {}: {state}{more}", rollout.version))
     });
     let mut facts = vec![
         ("Waiting", waiting),

@@ -77,6 +77,7 @@ fn well<'a>(config: &'a Config, set: &'a MigrationSet) -> Status<'a> {
         config,
         registry: Uuid::nil(),
         fleet,
+        template_failure: None,
         room: Room { tenants: 120, last_hour: 3 },
         signup: Ok(Signup { table, triggers, updates: Vec::new(), departures: Vec::new() }),
         set,
