@@ -225,9 +225,12 @@ async fn settings_do_not_leak() {
     let set = set(&[
         (
             "0001_set.sql",
-            "set search_path = pg_catalog; set role none; reset all; create temp table t (leaked int); set statement_timeout = 1",
+            "set search_path = pg_catalog; set role none; reset all; create temp table t (leaked int); set statement_timeout = '7s'",
         ),
-        ("0002_next.sql", "create table t (id int); insert into t values (1); select pg_sleep(0.01)"),
+        (
+            "0002_next.sql",
+            "create table t (id int, timeout text); insert into t values (1, current_setting('statement_timeout'))",
+        ),
     ]);
     let mut client = database.tenantd().await;
     let before: String = one(&client, "show statement_timeout").await;
@@ -236,6 +239,37 @@ async fn settings_do_not_leak() {
     assert_eq!(one::<String>(&client, "show statement_timeout").await, before);
     assert_eq!(one::<String>(&client, "select current_user::text").await, "tenantd");
     assert_eq!(one::<i32>(&client, "select id from public.t").await, 1);
+    assert_eq!(one::<String>(&client, "select timeout from public.t").await, "1h");
+    drop(client);
+    database.finish().await;
+}
+
+/// Goal: how long a file lets its own statements take is not asked of tenantd's. Method: the history is slower than the file allows.
+#[tokio::test]
+async fn a_files_own_timeout_is_not_ours() {
+    let database = database().await;
+    let slow = "set statement_timeout = '1s';
+                create function slow() returns trigger language plpgsql as
+                'begin perform pg_sleep(1.2); return case when tg_op = ''DELETE'' then old else new end; end';
+                create trigger slow before insert or update or delete on tenantd_migration for each row execute function slow();";
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, sql) in [
+        ("0001_slow.sql", slow),
+        ("0001_slow.down.sql", "set statement_timeout = '1s'"),
+        ("0002_counted.sql", "-- tenantd: no-transaction\nset statement_timeout = '1s';\nset lock_timeout = '1s';\n"),
+        (
+            "0002_counted.down.sql",
+            "-- tenantd: no-transaction\nset statement_timeout = '1s';\nset lock_timeout = '1s';\n",
+        ),
+    ] {
+        std::fs::write(folder.path().join(name), sql).expect("write a file");
+    }
+    let set = source::folder(folder.path()).expect("a good set");
+    assert_eq!(versions(&apply(&database, &executor(&set)).await.expect("apply")), [1, 2]);
+    let mut client = database.tenantd().await;
+    let back = executor(&set).roll_back(&mut client, 0, || async { Ok(database.tenantd().await) }).await;
+    assert_eq!(back.expect("take both back").len(), 2);
+    assert!(recorded(&database).await.is_empty());
     drop(client);
     database.finish().await;
 }

@@ -85,7 +85,8 @@ impl Executor<'_> {
     /// Takes the history row away and commits, if this is still the transaction that we began.
     fn forget(&self, migration: &Migration, extensions: &str) -> String {
         format!(
-            "release savepoint tenantd_migration; {guard} {enter} delete from {history} where version = {version}; commit; {RESET}",
+            "{after} {guard} {enter} delete from {history} where version = {version}; commit; {RESET}",
+            after = self.after_file(),
             guard = self.guard(extensions),
             enter = self.enter("set local"),
             history = self.history.name(),

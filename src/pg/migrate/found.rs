@@ -80,9 +80,10 @@ impl Executor<'_> {
             let script = Script { file: &migration.file, sql };
             // Each file finds the session as if it were alone, and a savepoint that tells that the transaction is still ours.
             let after = format!(
-                "release savepoint tenantd_migration; {RESET} {timeouts} {enter} {} savepoint tenantd_migration;",
+                "{after} {RESET} {timeouts} {enter} {} savepoint tenantd_migration;",
                 self.write_down(migration),
-                timeouts = self.timeouts(),
+                after = self.after_file(),
+                timeouts = self.timeouts("set local"),
                 enter = self.enter("set local"),
             );
             let (file, after) = join(send(client, script.sql), client.batch_execute(&after)).await;
@@ -93,7 +94,7 @@ impl Executor<'_> {
             after.map_err(|error| Self::at_the_end(script, &error))?;
             ran.push(Ran::of(migration, started));
         }
-        let finish = format!("release savepoint tenantd_migration; {} commit; {RESET}", self.guard(&extensions));
+        let finish = format!("{} {} commit; {RESET}", self.after_file(), self.guard(&extensions));
         let finished = client.batch_execute(&finish).await;
         match (finished, files.last()) {
             (Err(error), Some((last, _))) => Err(Self::at_the_end(Script::from(*last), &error)),

@@ -225,7 +225,7 @@ impl Executor<'_> {
              {}
              select pg_catalog.pg_try_advisory_xact_lock({}){count};
              {first} {remember} {}",
-            self.timeouts(),
+            self.timeouts("set local"),
             self.history.lock(),
             self.enter("set local")
         );
@@ -269,25 +269,33 @@ impl Executor<'_> {
         }
     }
 
-    fn timeouts(&self) -> String {
+    /// How long the statements that follow may take and wait; `how`: `set`, or `set local`.
+    fn timeouts(&self, how: &str) -> String {
         let (lock, statement) = (milliseconds(self.lock_timeout), milliseconds(self.statement_timeout));
         let name = self.among.as_ref().map(Among::name_session).unwrap_or_default();
-        format!("set local lock_timeout = {lock}; set local statement_timeout = {statement}; {name}")
+        format!("{how} lock_timeout = {lock}; {how} statement_timeout = {statement}; {name}")
     }
 
-    /// What is looked at before a commit, within our own time and not what the file may have set.
+    /// What comes right after a file: it fails unless this is still the transaction that we began, and what follows takes its own time and not
+    /// what the file may have set, up to [`RESET`], and also where that comes after the commit.
+    ///
+    /// A savepoint tells it, since it is the cheapest thing that ends with its transaction and that a file's own RESET leaves alone.
+    fn after_file(&self) -> String {
+        format!("release savepoint tenantd_migration; {}", self.timeouts("set"))
+    }
+
+    /// What is looked at before a commit.
     fn guard(&self, extensions: &str) -> String {
-        let guard = |_| self.timeouts() + &Among::guard(self.history.schema(), extensions);
-        self.among.as_ref().map_or_else(String::new, guard)
+        self.among.as_ref().map_or_else(String::new, |_| Among::guard(self.history.schema(), extensions))
     }
 
-    /// Writes the history row and commits, if the savepoint tells that this is still the transaction that we began. A savepoint, since it
-    /// is the cheapest thing that ends with its transaction and that a file's own RESET leaves alone.
+    /// Writes the history row and commits, if this is still the transaction that we began.
     ///
     /// How long it took is not written: from `started_at` to `applied_at`. To compute it here would cost more than the rest of the row.
     fn finish(&self, migration: &Migration, extensions: &str) -> String {
         format!(
-            "release savepoint tenantd_migration; {} {} {} commit; {RESET}",
+            "{} {} {} {} commit; {RESET}",
+            self.after_file(),
             self.guard(extensions),
             self.enter("set local"),
             self.write_down(migration)

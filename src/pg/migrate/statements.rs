@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use super::failure::{Script, of_ours, of_sql};
 use super::history::AppliedRow;
-use super::{Executor, Ran, milliseconds};
+use super::{Executor, Ran};
 use crate::error::{Error, Kind, Result};
 use crate::fail_points::{Point, reach};
 use crate::migrations::split::{Statement, names, split};
@@ -65,16 +65,8 @@ impl Executor<'_> {
     pub(super) async fn by_statement(&self, client: &Client, run: Run<'_>) -> Result<Option<Ran>> {
         let migration = run.migration;
         Self::must_be_own(client, run).await?;
-        let settings = format!(
-            "set lock_timeout = {}; set statement_timeout = {};",
-            milliseconds(self.lock_timeout),
-            milliseconds(self.statement_timeout)
-        );
-        client
-            .batch_execute(&settings)
-            .await
-            .doing(|| "set the timeouts of a migration".to_owned())
-            .map_err(of_ours)?;
+        let settings = client.batch_execute(&self.timeouts("set")).await;
+        settings.doing(|| "set the timeouts of a migration".to_owned()).map_err(of_ours)?;
         self.lock_session(client).await?;
         let rows = self.history.look(client).await?;
         let table_is_there = rows.is_some();
@@ -210,6 +202,7 @@ impl Executor<'_> {
                 started.elapsed().as_millis()
             )
         };
+        let finish = self.in_our_time(&finish);
         client.batch_execute(&finish).await.doing(|| count_of(run)).map_err(of_ours)
     }
 
@@ -230,7 +223,17 @@ impl Executor<'_> {
             Some(done) => format!("{} = {done}", run.counter()),
             None => format!("duration_ms = {}", started.elapsed().as_millis()),
         };
-        format!("update {} set {what} where version = {}", self.history.name(), run.migration.version)
+        self.in_our_time(&format!(
+            "update {} set {what} where version = {}",
+            self.history.name(),
+            run.migration.version
+        ))
+    }
+
+    /// `statement` in a transaction of its own, which takes its own time and leaves what the file may have set for its statements.
+    fn in_our_time(&self, statement: &str) -> String {
+        // What comes in one message is one transaction, of which SET LOCAL is.
+        self.timeouts("set local") + statement
     }
 }
 
