@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::{Doing, quote};
@@ -138,20 +139,32 @@ pub fn open(name: &str, open: bool) -> String {
 /// Drops the database `name` with whoever is in it, if it is there. Only ever called for a random name.
 ///
 /// # Errors
-/// [`Kind::InUse`] when a prepared transaction or a replication slot holds it.
+/// [`Kind::InUse`] when a prepared transaction or a replication slot holds it; [`Kind::Rights`] when somebody is in it whom our role may not end.
 pub async fn drop_database(client: &Client, name: &str) -> Result<()> {
     if ![SPARE_PREFIX, TEMPLATE_PREFIX, DROPPED_PREFIX].iter().any(|prefix| name.starts_with(prefix)) {
         return Err(Error::new(Kind::Registry, format!("{name:?} is no random name of ours: it is not dropped"))
             .hint("somebody wrote a row into tenantd.spare, tenantd.template or tenantd.dropped: delete it"));
     }
-    client
-        .batch_execute(&format!("drop database if exists {} with (force)", quote::identifier(name)))
-        .await
-        .doing(|| format!("drop database {name:?}"))
-        .map_err(|error: Error| match error.kind() {
-            Kind::InUse => error.hint("a prepared transaction or a replication slot in it must end first"),
-            _ => error,
-        })
+    let drop = format!("drop database if exists {}", quote::identifier(name));
+    let by_force = format!("{drop} with (force)");
+    let mut dropped = client.batch_execute(&by_force).await;
+    // FORCE ends autovacuum's workers as it ends a role's sessions, and only a superuser may end theirs. Without FORCE the server ends them by
+    // itself, and waits a few seconds for what it does not: with that nobody else is left but those whom FORCE is for.
+    if dropped.as_ref().is_err_and(|error| error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)) {
+        dropped = client.batch_execute(&drop).await;
+        if dropped.as_ref().is_err_and(|error| error.code() == Some(&SqlState::OBJECT_IN_USE)) {
+            dropped = client.batch_execute(&by_force).await;
+        }
+    }
+    dropped.doing(|| format!("drop database {name:?}")).map_err(|error: Error| match error.kind() {
+        Kind::InUse => error.hint("a prepared transaction or a replication slot in it must end first"),
+        Kind::Rights => error.hint(format!(
+            "tenantd's role must be a member of its owner, and whoever is in it and not ours to end must end first: \
+             select pid, usename from pg_stat_activity where datname = {}",
+            quote::literal(name)
+        )),
+        _ => error,
+    })
 }
 
 #[cfg(test)]
