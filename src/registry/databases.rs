@@ -68,7 +68,7 @@ impl Registry {
         let rows = self
             .query(
                 "select tenantd.bytes($1) as bytes,
-                        case r.isolation when 'database' then (select count(*) from pg_stat_activity where datid = $1) end as connections
+                        case r.isolation when 'database' then (select count(*) from pg_stat_activity where datid = $1 and usesysid is not null) end as connections
                  from tenantd.registry r",
                 &[(&oid, Type::OID)],
                 || format!("measure the {} of the oid {oid}", self.isolation),
@@ -132,7 +132,8 @@ impl Registry {
     }
 
     /// Everything that keeps the database `name` from being renamed or dropped: sessions, prepared transactions, replication slots.
-    /// Those of the server's own that leave by themselves are not among them. A schema is nobody in.
+    /// Those of the server's own that leave by themselves are not among them: they have no role, which is all that others than a superuser see of what
+    /// they are. A schema is nobody in.
     ///
     /// # Errors
     /// The main database cannot be reached.
@@ -146,7 +147,7 @@ impl Registry {
                 "select format('role %I (%s, pid %s)', coalesce(usename::text, 'unknown'), coalesce(nullif(application_name, ''), 'no name'), pid) as what, pid,
                         coalesce(not r.rolsuper and (pg_has_role(usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage')), false) as ours
                  from pg_stat_activity a left join pg_roles r on r.oid = a.usesysid
-                 where datname = $1 and coalesce(backend_type, 'client backend') not in ('autovacuum worker', 'parallel worker')
+                 where datname = $1 and usesysid is not null and backend_type is distinct from 'parallel worker'
                  union all
                  select format('the prepared transaction %L of role %I', gid, owner), null, false from pg_prepared_xacts where database = $1
                  union all

@@ -226,7 +226,7 @@ impl Registry {
         })
     }
 
-    /// How many sessions are in the template `name`. With `evict`, those of our role are asked to end: one of a keeper that stood still, or whose
+    /// How many sessions are in the template `name`, but for the server's own, whom a clone does not wait for. With `evict`, those of our role are asked to end: one of a keeper that stood still, or whose
     /// machine is gone, would stay for as long as the network lets it.
     ///
     /// # Errors
@@ -236,7 +236,7 @@ impl Registry {
             .query(
                 "select case when $3 and a.usename = session_user and r.keeper = $2 and r.keeper_until > now()
                              then pg_terminate_backend(a.pid) end
-                 from pg_stat_activity a, tenantd.registry r where a.datname = $1",
+                 from pg_stat_activity a, tenantd.registry r where a.datname = $1 and a.usesysid is not null",
                 &[(&name, Type::TEXT), (&self.worker, Type::TEXT), (&evict, Type::BOOL)],
                 || format!("look for sessions in the database {name:?}"),
             )
