@@ -123,18 +123,28 @@ async fn a_full_disk_is_waited_for() {
 /// How many sessions tenantd has.
 const OWN: &str = "select count(*) from pg_stat_activity where usename = 'tenantd' and backend_type = 'client backend'";
 
-/// Connects as a stranger until nobody can any more who is no superuser.
-async fn take_all_connections(server: &TestServer) -> Vec<Client> {
+/// Connects as a stranger until nobody can any more who is no superuser, and none is on its way out, which would leave room a moment later.
+async fn take_all_connections(server: &TestServer, eye: &Client) -> Vec<Client> {
+    let usable =
+        "select current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8";
+    let usable = count(eye, usable).await;
     let mut taken = Vec::new();
-    loop {
+    until("strangers have every connection", SOON, async || {
         match server.try_client("stranger", STRANGER_PASSWORD, "postgres").await {
-            Ok(client) => taken.push(client),
+            Ok(client) => {
+                taken.push(client);
+                false
+            }
             Err(error) => {
                 assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("53300"), "{error:?}");
-                return taken;
+                // One that ends is not listed any more before it gives its place back.
+                count(eye, "select count(*) from pg_stat_activity where backend_type = 'client backend'").await
+                    == usable
             }
         }
-    }
+    })
+    .await;
+    taken
 }
 
 /// Goal: where no connection is left tenantd keeps those it has, takes none that is kept for superusers, blames no tenant, and goes on by itself.
@@ -152,7 +162,7 @@ async fn connections_that_are_taken_are_waited_for() {
         .setting("work.connections", "12");
     let eye = database.superuser().await;
     let app = database.app().await;
-    let taken = take_all_connections(&server).await;
+    let taken = take_all_connections(&server, &eye).await;
     let mut daemon =
         through_a_shortage(program.start()).allow("tenantd cannot begin yet").allow("the doorbell is not heard");
     let told = daemon.wait_for_line("tenantd cannot begin yet", SOON).await;
@@ -175,7 +185,7 @@ async fn connections_that_are_taken_are_waited_for() {
             // Of the tenants' connections some are about to end, and would leave room.
             let elsewhere = format!("{OWN} and datname <> current_database()");
             until("the work in tenants to be through", SOON, async || count(&eye, &elsewhere).await == 0).await;
-            let taken = if by_limit { Vec::new() } else { take_all_connections(&server).await };
+            let taken = if by_limit { Vec::new() } else { take_all_connections(&server, &eye).await };
             if by_limit {
                 // Far below what it has.
                 eye.batch_execute("alter role tenantd connection limit 1").await.expect("limit it");
