@@ -542,7 +542,7 @@ where not exists (select from tenantd.tenant t where t.key = s.key and t.state <
 group by key;
 
 -- Waits until the tenant is ready, parked (a person must look) or the time is over, and returns its state; null when there is no such tenant.
--- Without a time (null) it waits as long as by default.
+-- Without a time (null) it waits as long as by default. Refused where it would wait in vain: a transaction that sees only what was there when it began.
 create or replace function tenantd.wait(key text, timeout interval default '30 seconds') returns text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -556,6 +556,11 @@ begin
         select t.state, t.work into seen from tenantd.tenants t where t.key = wait.key;
         if seen.state = 'ready' or seen.work = 'parked' or clock_timestamp() >= deadline then
             return seen.state;
+        end if;
+        if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+            raise exception using errcode = 'feature_not_supported',
+                message = format('tenantd.wait would not see tenant %s become ready: this transaction is %s', wait.key, current_setting('transaction_isolation')),
+                hint = 'Call it after the signup''s commit, in a READ COMMITTED transaction.';
         end if;
         perform pg_sleep(least(pause, extract(epoch from deadline - clock_timestamp())));
         pause := least(pause * 1.5, 0.1);

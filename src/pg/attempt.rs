@@ -52,6 +52,19 @@ struct Standing {
     read_only: Option<bool>,
 }
 
+/// What is in force in every session of ours. Names are quoted in what the server says only where they must be: types and definitions are compared.
+const OWN: &str = "-c tenantd.session=on -c quote_all_identifiers=off";
+
+/// What is in force on the main database besides.
+///
+/// Nothing of ours is looked for outside `pg_catalog` unless its schema is named: in a role's or public's own schema somebody may have made an operator
+/// that fits the types better, and it would run as us. Tenants keep theirs: their migrations may rely on it.
+///
+/// Nor is what the application's database sets for the application's statements meant for ours: these have bounds of their own, and mean what they mean
+/// by default. Rows of the application's that are hidden from us shall be an error and no silence.
+const OURS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c lock_timeout=0 -c default_transaction_isolation=read\\ committed \
+                    -c row_security=off -c standard_conforming_strings=on -c transform_null_equals=off -c array_nulls=on";
+
 impl Attempt<'_> {
     /// Connects, and checks that the server takes writes if that is asked for.
     ///
@@ -150,15 +163,8 @@ impl Attempt<'_> {
         if let Some(password) = &self.password {
             config.password(password.expose_secret());
         }
-        // Nothing of ours is looked for outside pg_catalog unless its schema is named. In a role's or public's own schema somebody may have
-        // made an operator that fits the types better, and it would run as us. Tenants keep theirs: their migrations may rely on it.
-        // Nor is what the application's database sets for the application's statements meant for ours, which have bounds of their own.
-        // Rows of the application's that are hidden from us shall be an error and no silence.
-        let ours = self.main.then(|| {
-            "-c search_path=pg_catalog,pg_temp -c statement_timeout=0 -c default_transaction_isolation=read\\ committed -c row_security=off"
-                .to_owned()
-        });
-        let own = Some("-c tenantd.session=on".to_owned());
+        let ours = self.main.then(|| OURS.to_owned());
+        let own = Some(OWN.to_owned());
         let options =
             [own, ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
         if !options.is_empty() {

@@ -41,6 +41,15 @@ const REST: Duration = Duration::from_mins(10);
 /// What a daemon that has done all this may have open at rest: its connections, sockets, and what the runtime needs.
 const MOST_FILES: usize = 100;
 
+/// The server vacuums and analyzes whatever was written a second ago, so that its workers are in databases at any moment, as in a large fleet.
+const ALWAYS_AT_WORK: [(&str, &str); 5] = [
+    ("autovacuum_naptime", "1s"),
+    ("autovacuum_vacuum_threshold", "0"),
+    ("autovacuum_vacuum_scale_factor", "0"),
+    ("autovacuum_analyze_threshold", "0"),
+    ("autovacuum_analyze_scale_factor", "0"),
+];
+
 /// The text of a variable; `None` where it is unset or empty.
 fn variable(name: &str) -> Option<String> {
     let value = std::env::var_os(name)?;
@@ -73,7 +82,8 @@ fn main() -> ExitCode {
 /// Returns what was violated.
 async fn chaos(seed: u64, length: Duration) -> Vec<String> {
     // A daemon that is frozen in the middle of its login keeps the server from ending until its time for that is over.
-    let server = TestServer::builder().setting("authentication_timeout", "5s").start();
+    let server = TestServer::builder().setting("authentication_timeout", "5s");
+    let server = ALWAYS_AT_WORK.into_iter().fold(server, |server, (name, value)| server.setting(name, value)).start();
     let database = TestDatabase::on(&server).await.unchecked();
     println!("chaos with seed {seed} for {length:?}, a {} for each tenant", database.isolation().word());
     let delete = "grant delete on public.users to app";

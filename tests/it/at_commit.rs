@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::fleet::{enter, execute, oid, row};
+use crate::sql::{one, run};
 use crate::support::count::times;
 use crate::support::daemon::{Daemon, Program};
 use crate::support::database::TestDatabase;
@@ -232,6 +233,32 @@ async fn a_signup_left_open_holds_up_nobody() {
     drop(app);
     assert!(daemon.terminate().await.success());
     end(database, 2).await;
+}
+
+/// Goal: the hand-over brings no conflict into signups, whatever their isolation: SERIALIZABLE ones leave it to the daemon, the others have their tenant
+/// at their commit. Method: many at once, all begun before the first commits.
+#[tokio::test]
+async fn no_isolation_makes_signups_conflict() {
+    let database = TestDatabase::new().await;
+    stocked(&database, 24).await;
+    for (isolation, at_commit) in [("serializable", 0), ("repeatable read", 6)] {
+        let mut apps = Vec::new();
+        for number in 0..6 {
+            let app = database.app().await;
+            run(&app, &format!("begin isolation level {isolation}")).await;
+            run(&app, &format!("insert into users (email) values ('{isolation} {number}')")).await;
+            apps.push(app);
+        }
+        for app in &apps {
+            run(app, "commit").await;
+        }
+        let client = database.superuser().await;
+        let ready = format!(
+            "select count(*) from tenantd.tenant t join users u on u.id::text = t.key where t.state = 'ready' and u.email like '{isolation}%'"
+        );
+        assert_eq!(one::<i64>(&client, &ready).await, at_commit, "{isolation}");
+    }
+    end(database, 24).await;
 }
 
 /// Goal: thirty-two at once each end with one tenant, by their commit or soon after, beside a daemon that fills the pool. Method: as many clients,

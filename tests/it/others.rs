@@ -8,6 +8,7 @@ use tokio::net::UnixDatagram;
 use crate::fleet::{Fleet, config, execute, most, row, write_migrations};
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
+use crate::support::server::TestServer;
 use crate::support::until::until;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -39,21 +40,52 @@ async fn operators_made_in_a_tenant_do_not_run_as_us() {
 }
 
 /// Goal: what the application's database sets for the application's statements does not reach tenantd's. Method: settings that would cut them
-/// off or let them fail; a session shows what is in force, and a signup is served.
+/// off, let them fail or give them another meaning; a session shows what is in force, and signups become tenants, are migrated and checked.
 #[tokio::test]
 async fn settings_for_the_application_are_not_for_us() {
-    let database = TestDatabase::new().await;
-    for setting in ["statement_timeout = '900ms'", "default_transaction_isolation = 'serializable'"] {
+    let everywhere = [
+        ("quote_all_identifiers", "on"),
+        ("standard_conforming_strings", "off"),
+        ("transform_null_equals", "on"),
+        ("array_nulls", "off"),
+        ("datestyle", "SQL, DMY"),
+        ("intervalstyle", "sql_standard"),
+        ("timezone", "Asia/Kolkata"),
+        ("bytea_output", "escape"),
+        ("extra_float_digits", "-15"),
+    ];
+    let server =
+        everywhere.into_iter().fold(TestServer::builder(), |server, (name, value)| server.setting(name, value));
+    let database = TestDatabase::on(&server.start()).await;
+    for setting in
+        ["statement_timeout = '900ms'", "lock_timeout = '1ms'", "default_transaction_isolation = 'serializable'"]
+    {
         execute(&database, &format!("alter database {} set {setting}", database.name())).await;
     }
-    let fleet = Fleet::install(&database, &[]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = ("0001_first.sql", "create table \"it's\" (\"a\\b\" text default 'it''s \\ here' not null)");
+    write_migrations(folder.path(), &[first]);
+    let program = Program::for_database(&database).setting("tenant.migrations", &folder.path().display().to_string());
+    database.sign_up("before@example.org").await;
+    assert_eq!(program.run(&["setup"]).await.code(), 0);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
     let session = fleet.registry().session().await.expect("a session");
     let select = "select current_setting('statement_timeout'), current_setting('transaction_isolation')";
     let shown = session.query_one(select, &[]).await.expect("look");
     assert_eq!((shown.get(0), shown.get(1)), ("0", "read committed"));
     drop(session);
     database.sign_up("one@example.org").await;
-    assert_eq!(fleet.sweep().await.made, 1);
+    for arguments in
+        [vec!["--sweep-once"], vec!["check"], vec!["doctor"], vec!["status"], vec!["list"], vec!["config", "check"]]
+    {
+        let ran = program.run(&arguments).await;
+        assert_eq!(ran.code(), 0, "{arguments:?} {ran:?}");
+    }
+    write_migrations(folder.path(), &[("0002_second.sql", "create index on \"it's\" (\"a\\b\")")]);
+    for arguments in [vec!["lint"], vec!["migrate"], vec!["check"]] {
+        let ran = program.run(&arguments).await;
+        assert_eq!(ran.code(), 0, "{arguments:?} {ran:?}");
+    }
     fleet.close().await;
     database.finish().await;
 }

@@ -7,6 +7,7 @@ use tenantd::error::Kind;
 use tenantd::migrations::embedded;
 use tenantd::registry::install::Wishes;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::fleet::{Fleet, WISHES, config, oid};
 use crate::sql::{one, refused, run, stands, tenants, warnings};
@@ -42,11 +43,19 @@ async fn a_signup_while_the_daemon_is_down_is_made_at_the_next_start() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
     let key = database.sign_up("one@example.org").await;
     assert_eq!(stands(&database, &key).await, Some(is("requested", "due")));
-    let daemon = program.start();
+    let app = database.app().await;
     let wait = "select tenantd.wait($1)";
+    run(&app, "begin isolation level repeatable read").await;
+    let in_vain = app.query_one(wait, &[&key]).await.expect_err("it would see nothing new");
+    assert_eq!(in_vain.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED), "{in_vain:?}");
+    run(&app, "rollback").await;
+    let daemon = program.start();
     daemon.wait_for_line("tenantd is at work", SOON).await;
-    let state: Option<String> = database.app().await.query_one(wait, &[&key]).await.expect("wait").get(0);
+    let state: Option<String> = app.query_one(wait, &[&key]).await.expect("wait").get(0);
     assert_eq!(state.as_deref(), Some("ready"));
+    run(&app, "begin isolation level serializable").await;
+    assert_eq!(one::<String>(&app, &format!("select tenantd.wait('{key}')")).await, "ready", "it need not wait");
+    drop(app);
     assert_eq!(daemon.terminate().await.code(), Some(0));
     database.finish().await;
 }

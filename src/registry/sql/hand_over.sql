@@ -3,8 +3,9 @@
         elsif new.{id} is not null then
             keys := array[concat(new.{id})];
         end if;
-        if current_setting('tenantd.hand_over_failed', true) = 'on' then
+        if current_setting('tenantd.hand_over_failed', true) = 'on' or current_setting('transaction_isolation') = 'serializable' then
             -- No more spares in this transaction: written down, which costs least, above all where each row comes by itself.
+            -- What signups read of the spares and of tenants makes SERIALIZABLE ones conflict, at their commit, where nothing can be caught.
             insert into tenantd.signup (key) select unnest(keys);
             get diagnostics written = row_count;
         else
