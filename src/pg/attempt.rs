@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres_native_tls::MakeTlsConnector;
 use secrecy::{ExposeSecret, SecretString};
@@ -43,6 +44,8 @@ pub(super) struct Attempt<'a> {
     pub(super) application_name: &'a str,
     pub(super) password: Option<SecretString>,
     pub(super) seat: Option<Arc<Seat>>,
+    /// The server's major version, as it was when somebody last logged in; 0 before that.
+    pub(super) version: &'a AtomicU32,
 }
 
 /// What the server says of itself at login; Postgres before 14 leaves the last two out.
@@ -51,6 +54,9 @@ struct Standing {
     in_recovery: Option<bool>,
     read_only: Option<bool>,
 }
+
+/// The major version from which on the server can end transactions for being long.
+const TRANSACTION_TIMEOUT_SINCE: u32 = 17;
 
 /// What is in force in every session of ours. Names are quoted in what the server says only where they must be: types and definitions are compared.
 const OWN: &str = "-c tenantd.session=on -c quote_all_identifiers=off";
@@ -87,6 +93,7 @@ impl Attempt<'_> {
             let standing = Standing::of(&connection);
             (Session::start(tasks, client, connection, None, notify, self.seat.clone()), standing)
         };
+        self.version.store(standing.version, Ordering::Relaxed);
         if self.connection.writable && !self.takes_writes(&session, &standing).await? {
             return Err(Error::new(Kind::ReadOnly, "the server takes no writes").hint(
                 "tenantd waits for it to take writes; write all hosts of the cluster into main.url and it finds the one that does",
@@ -95,9 +102,14 @@ impl Attempt<'_> {
         if self.main { self.prepare(session, standing.version).await } else { Ok(session) }
     }
 
-    /// Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them. And whether they are sessions at all.
+    /// Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them, nor a long transaction behind a pooler.
+    /// And whether they are sessions at all.
     async fn prepare(&self, session: Session, version: u32) -> Result<Session> {
-        let forever = if version >= 14 { "set idle_session_timeout = 0; " } else { "" };
+        let forever = match version {
+            ..14 => "",
+            14..TRANSACTION_TIMEOUT_SINCE => "set idle_session_timeout = 0; ",
+            _ => "set idle_session_timeout = 0; set transaction_timeout = 0; ",
+        };
         let answer = session.simple_query(&format!("{forever}{IS_OWN}")).await;
         let answer = answer.doing(|| "prepare a session on the main database".to_owned())?;
         let own =
@@ -165,8 +177,14 @@ impl Attempt<'_> {
         }
         let ours = self.main.then(|| OURS.to_owned());
         let own = Some(OWN.to_owned());
-        let options =
-            [own, ours, self.server_keepalives(), options.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        // A migration has a bound of its own, for each of its statements. Older servers let nobody in who asks for this.
+        let knows = self.version.load(Ordering::Relaxed) >= TRANSACTION_TIMEOUT_SINCE;
+        let unhurried = knows.then(|| "-c transaction_timeout=0".to_owned());
+        let options = [own, ours, unhurried, self.server_keepalives(), options.clone()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ");
         if !options.is_empty() {
             config.options(options);
         }

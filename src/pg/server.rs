@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use secrecy::SecretString;
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -33,6 +33,8 @@ struct Shared {
     tasks: Tasks,
     tls: Connectors,
     warned: AtomicBool,
+    /// The server's major version, known from the first login on.
+    version: AtomicU32,
     /// How many connections there may be; `None`: as many as are asked for.
     budget: Option<Budget>,
 }
@@ -67,8 +69,8 @@ impl Server {
     }
 
     fn made(connection: Connection, tasks: Tasks, budget: Option<Budget>) -> Server {
-        let (tls, warned) = (Connectors::default(), AtomicBool::new(false));
-        Server { shared: Arc::new(Shared { connection, tasks, tls, warned, budget }) }
+        let (tls, warned, version) = (Connectors::default(), AtomicBool::new(false), AtomicU32::new(0));
+        Server { shared: Arc::new(Shared { connection, tasks, tls, warned, version, budget }) }
     }
 
     /// How the server is reached.
@@ -248,6 +250,7 @@ impl Server {
             application_name: login.application_name,
             password,
             seat: login.seat.clone(),
+            version: &self.shared.version,
         };
         attempt.make(&self.shared.tasks, tls, login.notify.clone()).await
     }

@@ -36,6 +36,7 @@ impl Registry {
     pub async fn claim_by_hand(&self, key: &str, states: &[State], patience: Duration) -> Result<Claim> {
         let began = Instant::now();
         loop {
+            let claiming = self.in_hand.claiming.read().await;
             let asked = Instant::now();
             let words: Vec<&str> = states.iter().map(|state| state.word()).collect();
             let claimed = self
@@ -55,6 +56,7 @@ impl Registry {
             if let Some(claim) = self.taken(claimed, asked, LEASE)?.pop() {
                 return Ok(claim);
             }
+            drop(claiming);
             let busy = self.why_not(key, states).await?;
             if began.elapsed() >= patience {
                 return Err(busy);

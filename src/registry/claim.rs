@@ -144,6 +144,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
     pub async fn claim_due(&self, most: Most, lease: Duration) -> Result<Vec<Claim>> {
+        let _claiming = self.in_hand.claiming.read().await;
         let asked = Instant::now();
         let count = |number| i64::try_from(number).unwrap_or(i64::MAX / 2);
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
@@ -175,6 +176,7 @@ impl Registry {
     /// # Errors
     /// The main database cannot be reached, or the registry is damaged.
     pub async fn claim_keys(&self, keys: &[String], lease: Duration) -> Result<Vec<Claim>> {
+        let _claiming = self.in_hand.claiming.read().await;
         let asked = Instant::now();
         let in_hand: Vec<String> = self.keys_in_hand().iter().cloned().collect();
         let rows = self
@@ -298,11 +300,12 @@ impl Registry {
     }
 
     /// Gives back the leases of this process that nobody works under, if there may be any: after an outage their tenants would otherwise wait
-    /// until the leases end. Nothing is asked when there can be none.
+    /// until the leases end. Nothing is asked when there can be none, nor while a claim is under way: they are still owed then.
     ///
     /// # Errors
     /// The main database cannot be reached: they are still owed.
     pub async fn release_owed(&self) -> Result<()> {
+        let Ok(_nobody_claims) = self.in_hand.claiming.try_write() else { return Ok(()) };
         if !self.in_hand.owed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }

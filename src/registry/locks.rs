@@ -111,7 +111,8 @@ pub(super) async fn hold(session: &Session, number: i32, what: &str) -> Result<b
     let doing = || format!("lock {what}");
     let mut function = "pg_try_advisory_lock";
     if session.is_shared() {
-        let begin = "begin; set local idle_in_transaction_session_timeout = 0";
+        let begin = "begin; set local idle_in_transaction_session_timeout = 0;
+                     select set_config('transaction_timeout', '0', true) where current_setting('server_version_num')::int >= 170000";
         session.batch_execute(begin).await.doing(doing)?;
         function = "pg_try_advisory_xact_lock";
     }

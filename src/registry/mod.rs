@@ -54,6 +54,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::RwLock;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use uuid::Uuid;
@@ -94,6 +95,8 @@ pub struct Registry {
 struct InHand {
     /// Written by each claim and each end of the work.
     keys: Mutex<BTreeSet<String>>,
+    /// Read by each claim until what it took is among the keys: before that nobody can tell its leases from those that are left over.
+    claiming: RwLock<()>,
     /// How often in a row a migration of the tenant broke the connection; forgotten when the work comes to another end.
     broken: Mutex<BTreeMap<String, u32>>,
     /// Whether a lease may stand that nobody works under: a claim without an answer, a tenant that could not be given back.

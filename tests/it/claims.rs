@@ -1,6 +1,7 @@
 //! Claims: each tenant has one worker at a time, and one that lost its lease changes nothing any more.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use tenantd::config::Isolation;
@@ -11,6 +12,7 @@ use tenantd::registry::spares::{Serving, Taken};
 use tenantd::tenant::{State, Work, spare_name};
 
 use crate::fleet::{Fleet, execute, half_made, most, oid, row, write_migrations};
+use crate::sql::one;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -48,6 +50,47 @@ async fn no_tenant_is_claimed_twice() {
     assert_eq!((taken.len(), by_key.len()), (60, 60));
     assert!(by_key.values().all(|attempt| *attempt == 1));
     assert_eq!(fleet.registry().release_all().await.expect("give back"), 60);
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: the leases that an outage left over are given back, and none that is being taken. Method: a claim and the giving back meet at a locked table.
+#[tokio::test]
+async fn a_lease_that_is_being_taken_is_not_given_back() {
+    let database = TestDatabase::new().await;
+    let fleet = Fleet::install(&database, &[]).await;
+    let registry = fleet.registry();
+    sign_up_many(&database, 2).await;
+    let left_over = registry.claim_due(most(1, 1), LEASE).await.expect("claim").pop().expect("a signup");
+    registry.put_down(&left_over);
+    registry.owe();
+    let mut locker = database.superuser().await;
+    let eye = database.superuser().await;
+    let lock = locker.transaction().await.expect("begin");
+    lock.batch_execute("lock table tenantd.tenant in access exclusive mode").await.expect("lock");
+    let waiting = "select count(*) from pg_locks where not granted and relation = 'tenantd.tenant'::regclass";
+    let meet = async {
+        until("the claim waits", SOON, async || one::<i64>(&eye, waiting).await == 1).await;
+        let mut release = pin!(registry.release_owed());
+        let both = until("both wait", SOON, async || one::<i64>(&eye, waiting).await == 2);
+        let released = tokio::select! {
+            released = &mut release => Some(released),
+            () = both => None,
+        };
+        lock.commit().await.expect("unlock");
+        let released = match released {
+            Some(released) => released,
+            None => release.await,
+        };
+        released.expect("not now, or give back");
+    };
+    let (claims, ()) = tokio::join!(registry.claim_due(most(1, 1), LEASE), meet);
+    let claim = claims.expect("claim").pop().expect("the other signup");
+    registry.renew(&claim).await.expect("it stands");
+    registry.release_owed().await.expect("give back");
+    registry.renew(&claim).await.expect("it stands still");
+    assert!(registry.renew(&left_over).await.is_err(), "it was owed all the time");
+    drop((locker, eye));
     fleet.close().await;
     database.finish().await;
 }

@@ -6,6 +6,7 @@ use tenantd::migrations::source;
 use tokio::net::UnixDatagram;
 
 use crate::fleet::{Fleet, config, execute, most, row, write_migrations};
+use crate::sql::server_version;
 use crate::support::daemon::Program;
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -86,6 +87,28 @@ async fn settings_for_the_application_are_not_for_us() {
         let ran = program.run(&arguments).await;
         assert_eq!(ran.code(), 0, "{arguments:?} {ran:?}");
     }
+    fleet.close().await;
+    database.finish().await;
+}
+
+/// Goal: how long the application's transactions may take does not end tenantd's, migrations of each kind among them. Method: a time for it that both
+/// exceed, on a server that knows one.
+#[tokio::test]
+async fn a_bound_for_transactions_is_not_for_us() {
+    let database = TestDatabase::on(&TestServer::builder().start()).await;
+    let knows = server_version(&database.superuser().await).await >= 170_000;
+    if knows {
+        execute(&database, "alter role tenantd set transaction_timeout = '1s'").await;
+    }
+    let nap = format!("select pg_sleep({})", if knows { 1.5 } else { 0.0 });
+    let folder = tempfile::tempdir().expect("a folder");
+    let apart = format!("-- tenantd: no-transaction\n{nap}");
+    write_migrations(folder.path(), &[("0001_nap.sql", &nap), ("0002_apart.sql", &apart)]);
+    let fleet = Fleet::with_folder(&database, folder.path()).await;
+    let key = database.sign_up("one@example.org").await;
+    let report = fleet.sweep().await;
+    assert_eq!((report.ready, report.failed.len()), (1, 0), "{report:?}");
+    assert_eq!(row(&database, &key).await["version"], 2);
     fleet.close().await;
     database.finish().await;
 }
