@@ -102,8 +102,8 @@ impl Attempt<'_> {
         if self.main { self.prepare(session, standing.version).await } else { Ok(session) }
     }
 
-    /// Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them, nor a long transaction behind a pooler.
-    /// And whether they are sessions at all.
+    /// Sessions on the main database listen, hold locks or wait in the pool: being idle must not end them, nor a migration of a
+    /// schema that takes long. And whether they are sessions at all.
     async fn prepare(&self, session: Session, version: u32) -> Result<Session> {
         let forever = match version {
             ..14 => "",
@@ -177,9 +177,10 @@ impl Attempt<'_> {
         }
         let ours = self.main.then(|| OURS.to_owned());
         let own = Some(OWN.to_owned());
-        // A migration has a bound of its own, for each of its statements. Older servers let nobody in who asks for this.
+        // A migration has a bound of its own, for each of its statements. Older servers let nobody in who asks for this; on the main database, where
+        // the version is not known yet, it is set afterwards.
         let knows = self.version.load(Ordering::Relaxed) >= TRANSACTION_TIMEOUT_SINCE;
-        let unhurried = knows.then(|| "-c transaction_timeout=0".to_owned());
+        let unhurried = (!self.main && knows).then(|| "-c transaction_timeout=0".to_owned());
         let options = [own, ours, unhurried, self.server_keepalives(), options.clone()]
             .into_iter()
             .flatten()

@@ -226,8 +226,8 @@ impl Registry {
         })
     }
 
-    /// How many sessions are in the template `name`, but for the server's own, whom a clone does not wait for. With `evict`, those of our role are asked to end: one of a keeper that stood still, or whose
-    /// machine is gone, would stay for as long as the network lets it.
+    /// How many sessions are in the template `name`, but for the server's own, whom a clone does not wait for. With `evict`, those of our role are asked
+    /// to end: one of a keeper that stood still, or whose machine is gone, would stay for as long as the network lets it.
     ///
     /// # Errors
     /// The main database cannot be reached.
